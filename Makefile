@@ -1,0 +1,52 @@
+# Both commands work on a fresh clone with nothing but Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+.PHONY: help demo test test-slow lint types tests bench picture clean
+
+help:
+	@echo "make demo       install, train on scikit-learn's digits, print the front, write demo-run/report.html"
+	@echo "make test       install, lint, types, tests"
+	@echo "make test-slow  the slow tests too"
+	@echo "make bench      the benchmarks, as ratios against rivals"
+	@echo "make picture    redraw the README's picture from demo-run/"
+
+$(BIN)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pared needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/.demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(BIN)/.demo
+	rm -rf demo-run
+	$(BIN)/pared fit digits --out demo-run
+
+test: $(BIN)/.dev lint types tests
+
+lint: $(BIN)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BIN)/.dev
+	$(BIN)/basedpyright
+
+tests: $(BIN)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: $(BIN)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
+
+bench: $(BIN)/.dev
+	$(BIN)/python benchmarks/shrinking_run.py
+
+picture: $(BIN)/.demo
+	$(BIN)/python docs/picture.py demo-run docs/front.svg
+
+clean:
+	rm -rf $(VENV) demo-run .pytest_cache .ruff_cache

@@ -1,0 +1,29 @@
+"""Train neural networks that pare themselves down: structure is learned in the same run as the weights.
+
+`import pared` is cheap: each public name is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from pared._version import __version__
+
+if TYPE_CHECKING:
+    from pared.methods import Shrink as Shrink
+
+#: Where each public name lives.
+_PUBLIC = {
+    "Shrink": "pared.methods",
+}
+
+__all__ = ["Shrink", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'pared' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,5 @@
+"""Networks the papers use."""
+
+from pared.models.mlp import mlp
+
+__all__ = ["mlp"]

@@ -1,0 +1,100 @@
+"""The switch layer: a learned factor per channel that can die."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import ConfigError
+
+Init = Literal["ones", "uniform", "normal", "positive"]
+
+
+class Switch(nn.Module):
+    """Multiply each channel by a learned factor theta; a factor at exactly 0 has switched its channel off.
+
+    Shapes: (..., channels, ...) -> the same, channels on axis `dim`. `theta` and `alive` are (factors,), where
+    factors = channels, or, when `sizes` is given, len(`sizes`): factor j then covers `sizes[j]` neighbouring channels
+    (a source column with its one-hot inputs, say), which live and die together.
+
+    Args:
+        channels: how many channels come in, >= 1.
+        dim: the axis of the channels.
+        init: "ones" (the identity), "uniform" on (-1, 1) (the paper's experiments), "normal" (the paper's text) or
+            "positive", uniform on (0, 1].
+        sizes: channels per factor, each >= 1, adding up to `channels`.
+        generator: where random factors are drawn from.
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    Source: ShrinkNets (arXiv 1806.03723), section 2.2, equation 1.
+    """
+
+    theta: nn.Parameter
+    alive: Tensor
+    sizes: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        dim: int = -1,
+        init: Init = "ones",
+        sizes: Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if channels < 1:
+            raise ConfigError(f"a switch needs at least one channel, got channels={channels}")
+        if sizes is not None and (min(sizes, default=0) < 1 or sum(sizes) != channels):
+            raise ConfigError(
+                f"sizes must be positive and add up to the {channels} channels, got {len(sizes)} sizes adding up to {sum(sizes)}"
+            )
+        self.channels, self.dim, self.init = channels, dim, init
+        factors = channels if sizes is None else len(sizes)
+        self.theta = nn.Parameter(torch.empty(factors, device=device, dtype=dtype))
+        self.register_buffer("alive", torch.ones(factors, dtype=torch.bool, device=device))
+        self.register_buffer("sizes", None if sizes is None else torch.tensor(sizes, device=device))
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw theta anew as `init` says and bring every factor back to life."""
+        draw = {
+            "ones": lambda t: t.fill_(1.0),
+            "uniform": lambda t: t.uniform_(-1.0, 1.0, generator=generator),
+            "normal": lambda t: t.normal_(generator=generator),
+            "positive": lambda t: t.uniform_(0.0, 1.0, generator=generator).neg_().add_(1.0),
+        }
+        if self.init not in draw:
+            raise ConfigError(f"init must be one of {', '.join(draw)}; got {self.init!r}")
+        draw[self.init](self.theta)
+        self.alive.fill_(True)
+
+    def factors(self) -> Tensor:
+        """Return theta, one value per channel, (channels,)."""
+        if self.sizes is None:
+            return self.theta
+        return self.theta.repeat_interleave(self.sizes, output_size=self.channels)
+
+    def live_channels(self) -> Tensor:
+        """Return the indices of the channels whose factor is alive, int64 (kept,)."""
+        alive = self.alive if self.sizes is None else self.alive.repeat_interleave(self.sizes)
+        return alive.nonzero().flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of `x`."""
+        if self.dim in (-1, x.ndim - 1):
+            return x * self.factors()
+        shape = [1] * x.ndim
+        shape[self.dim] = self.channels
+        return x * self.factors().view(shape)
+
+    def extra_repr(self) -> str:
+        """Say how many channels, and how they are grouped."""
+        grouped = "" if self.sizes is None else f", factors={self.theta.shape[0]}"
+        return f"{self.channels}, dim={self.dim}{grouped}"

@@ -1,0 +1,226 @@
+"""Carry a plan out on a model and everything that follows it, whole or not at all."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.errors import SurgeryError
+from pared.surgery.plan import Constant, Gather, Plan
+
+Undo = Callable[[], object]
+
+
+@dataclass
+class _Draft:
+    """Everything new, made before anything old is touched."""
+
+    parameters: dict[int, nn.Parameter] = field(default_factory=dict)  # by id of the old one
+    buffers: dict[int, Tensor] = field(default_factory=dict)
+    biases: dict[str, nn.Parameter] = field(default_factory=dict)  # created where there was none
+    old: list[Tensor] = field(default_factory=list)  # keeps the ids above alive
+
+
+def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Iterable[nn.Module] = ()) -> None:
+    """Apply `plan` to `model`, to the state of `optimizer`, and to each averaged copy in `ema`.
+
+    Parameters are replaced by new `nn.Parameter`s at every place that held the old one, so tied weights stay tied;
+    `requires_grad`, hooks, gradients, attributes and training flags are kept. `param_groups` are rewritten in place,
+    and every optimizer state tensor of the parameter's shape is gathered alike; scalars are kept. Call it between
+    `optimizer.step()` and the next forward pass, before or after `zero_grad()`.
+
+    Raises:
+        SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
+    """
+    _refuse_unknown_optimizer(optimizer)
+    drafts = [(target, _draft(plan, target)) for target in (model, *ema)]
+    states = _draft_states(plan, model, drafts[0][1], optimizer) if optimizer is not None else {}
+    undo: list[Undo] = []
+    try:
+        for target, draft in drafts:
+            _commit_model(plan, target, draft, undo)
+        if optimizer is not None:
+            _commit_optimizer(drafts[0][1], states, optimizer, model, undo)
+    except BaseException:
+        for action in reversed(undo):
+            action()
+        raise
+
+
+def gather(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
+    """Return `tensor` with entry i of `axis` taken from `index[i]`, zero where that is -1."""
+    where = torch.tensor(index, dtype=torch.long, device=tensor.device)
+    taken = tensor.index_select(axis, where.clamp(min=0))
+    if -1 in index:
+        taken.index_fill_(axis, (where < 0).nonzero().flatten(), 0)
+    return taken
+
+
+def _refuse_unknown_optimizer(optimizer: Optimizer | None) -> None:
+    # Their state is one flat vector over all parameters, which no per-axis gather can follow.
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise SurgeryError(
+            "LBFGS keeps one history over all parameters, which cannot follow a removal; use SGD, Adam or another optimizer"
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named.update(model.named_buffers(remove_duplicate=False))
+    return named
+
+
+def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
+    grouped: dict[str, list[Gather]] = {}
+    for item in plan.gathers:
+        grouped.setdefault(item.tensor, []).append(item)
+    return grouped
+
+
+@torch.no_grad()
+def _draft(plan: Plan, model: nn.Module) -> _Draft:
+    draft, named = _Draft(), _tensors(model)
+    folded = _folded(plan.constants, named)
+    done: dict[int, list[Gather]] = {}
+    for name, items in _by_tensor(plan).items():
+        old = named.get(name)
+        if old is None:
+            raise SurgeryError(f"the plan names {name!r}, which the model does not have; make the plan from this model")
+        _check_fit(name, old, items)
+        previous = done.setdefault(id(old), items)
+        if previous is not items:
+            # A tied tensor is reached under two names: both must ask for the same cut.
+            if [(g.axis, g.index) for g in previous] != [(g.axis, g.index) for g in items]:
+                raise SurgeryError(f"{name!r} is tied to {previous[0].tensor!r}, and the plan cuts the two differently")
+            continue
+        new = folded.pop(name, old)
+        for item in items:
+            new = gather(new, item.axis, item.index)
+        _record(draft, old, new, items)
+    for name, new in folded.items():
+        if name in named:
+            _record(draft, named[name], new, [])
+        else:
+            draft.biases[name] = nn.Parameter(new)
+    return draft
+
+
+def _check_fit(name: str, old: Tensor, items: list[Gather]) -> None:
+    for item in items:
+        if item.axis >= old.ndim or max(item.index, default=-1) >= old.shape[item.axis] or not item.index:
+            raise SurgeryError(
+                f"the plan takes entries up to {max(item.index, default=-1)} of axis {item.axis} of {name!r}, "
+                f"whose shape is {tuple(old.shape)}; make the plan from this model"
+            )
+
+
+def _record(draft: _Draft, old: Tensor, new: Tensor, items: list[Gather]) -> None:
+    draft.old.append(old)
+    if not isinstance(old, nn.Parameter):
+        draft.buffers[id(old)] = new
+        return
+    if type(old) is not nn.Parameter:
+        raise SurgeryError(
+            f"a parameter is a {type(old).__name__}, whose storage is not understood; use plain nn.Parameter"
+        )
+    made = nn.Parameter(new, requires_grad=old.requires_grad)
+    vars(made).update(vars(old))
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks, None) is not None:
+            setattr(made, hooks, getattr(old, hooks))
+    if old.grad is not None:
+        grad = old.grad
+        for item in items:
+            grad = gather(grad, item.axis, item.index)
+        made.grad = grad
+    draft.parameters[id(old)] = made
+
+
+def _folded(constants: Iterable[Constant], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The biases after the dead channels' constants went into them, by name; float64 on the way."""
+    biases: dict[str, Tensor] = {}
+    for item in constants:
+        weight = named[item.weight]
+        wide = weight.detach().double()
+        add = wide[:, list(item.index)] @ torch.tensor(item.values, dtype=torch.float64, device=wide.device)
+        before = biases.get(item.bias, named.get(item.bias))
+        total = add if before is None else before.detach().double() + add
+        biases[item.bias] = total.to(weight.dtype)
+    return biases
+
+
+def _draft_states(plan: Plan, model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    names = {id(tensor): name for name, tensor in _tensors(model).items()}
+    grouped = _by_tensor(plan)
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    states: dict[int, dict[str, Any]] = {}
+    for key in draft.parameters.keys() & held.keys():
+        old = held[key]
+        items = next(
+            (grouped[name] for name, tensor in _tensors(model).items() if tensor is old and name in grouped), []
+        )
+        state = optimizer.state.get(old)
+        if state is not None:
+            states[key] = {k: _follow(k, v, old, items, names[key], optimizer) for k, v in state.items()}
+    return states
+
+
+def _follow(key: str, value: Any, old: Tensor, items: list[Gather], name: str, optimizer: Optimizer) -> Any:
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if value.shape != old.shape:
+        raise SurgeryError(
+            f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape {tuple(old.shape)}; "
+            "how it follows a removal is not known, use an optimizer whose state has the parameter's shape"
+        )
+    for item in items:
+        value = gather(value, item.axis, item.index)
+    return value
+
+
+def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo]) -> None:
+    for module in model.modules():
+        tables: tuple[tuple[dict[str, Any], Mapping[int, Tensor]], ...] = (
+            (module._parameters, draft.parameters),
+            (module._buffers, draft.buffers),
+        )
+        for table, made in tables:
+            for name, old in table.items():
+                if old is not None and id(old) in made:
+                    undo.append(partial(table.__setitem__, name, old))
+                    table[name] = made[id(old)]
+    for path, bias in draft.biases.items():
+        parent, _, name = path.rpartition(".")
+        table = model.get_submodule(parent)._parameters
+        undo.append(partial(table.__setitem__, name, None))
+        table[name] = bias
+    for item in plan.resizes:
+        module = model.get_submodule(item.module)
+        undo.append(partial(setattr, module, item.attribute, getattr(module, item.attribute)))
+        setattr(module, item.attribute, item.value)
+
+
+def _commit_optimizer(
+    draft: _Draft, states: dict[int, dict[str, Any]], optimizer: Optimizer, model: nn.Module, undo: list[Undo]
+) -> None:
+    weights = {
+        f"{name}.bias": m._parameters["weight"] for name, m in model.named_modules() if "weight" in m._parameters
+    }
+    for group in optimizer.param_groups:
+        before = list(group["params"])
+        undo.append(partial(group["params"].__setitem__, slice(None), before))
+        group["params"][:] = [draft.parameters.get(id(p), p) for p in before]
+        # A bias that was created belongs where its layer's weight is.
+        group["params"] += [
+            bias for name, bias in draft.biases.items() if any(p is weights[name] for p in group["params"])
+        ]
+        for old in before:
+            state = optimizer.state.pop(old, None) if id(old) in draft.parameters else None
+            if state is not None:
+                new = draft.parameters[id(old)]
+                undo += [partial(optimizer.state.__setitem__, old, state), partial(optimizer.state.pop, new, None)]
+                optimizer.state[new] = states[id(old)]

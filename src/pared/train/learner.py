@@ -1,0 +1,70 @@
+"""Dense reference, shrinking run, fine-tuning: the front of size against accuracy in one go, resumable at every epoch."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pared.train.arrays import Arrays
+from pared.train.context import Context
+from pared.train.point import Point, candidates, front
+from pared.train.reference import refit_dense, train_dense
+from pared.train.shrinking import shrink
+from pared.train.tuning import refit, tune
+
+#: Snapshots above this share of the start's parameters are reported as they are: tuning them costs more than they are worth.
+TUNE_BELOW = 0.25
+
+
+@dataclass
+class Front:
+    """What a run learned: the dense reference, the front from largest to smallest, seconds by phase."""
+
+    dense: Point
+    points: list[Point]
+    seconds: dict[str, float]
+    interrupted: bool = False
+
+
+def learn_front(context: Context) -> Front:
+    """Learn the front of `context`'s problem.
+
+    An interrupt (Ctrl-C) while shrinking or tuning ends that phase and keeps the front so far.
+    """
+    dense, dense_seconds = train_dense(context)
+    seconds = {"dense": dense_seconds}
+    snapshots: list[Point] = []
+    interrupted = False
+    began = time.perf_counter()
+    try:
+        seconds["shrink"] = shrink(context, snapshots)
+    except KeyboardInterrupt:
+        if not snapshots:
+            raise
+        seconds["shrink"], interrupted = time.perf_counter() - began, True
+    began = time.perf_counter()
+    points = candidates(snapshots)
+    try:
+        if not interrupted:
+            points = front(_tuned(context, dense, points))
+            if context.settings.refit:
+                rows = _both(context.train, context.val)
+                points = list(refit(context, points, snapshots, rows))
+                dense = refit_dense(context, dense, rows)
+    except KeyboardInterrupt:
+        interrupted = True
+    if interrupted:
+        context.observer.note("interrupted: keeping the front so far")
+    seconds["fine_tune"] = time.perf_counter() - began
+    return Front(dense, front(points), seconds, interrupted)
+
+
+def _tuned(context: Context, dense: Point, points: list[Point]) -> list[Point]:
+    small = [point for point in points if point.params <= TUNE_BELOW * dense.params]
+    large = [point for point in points if point.params > TUNE_BELOW * dense.params]
+    return large + list(tune(context, small))
+
+
+def _both(train: Arrays, val: Arrays) -> Arrays:
+    weights = None if train.w is None or val.w is None else torch.cat([train.w, val.w])
+    return Arrays(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]), weights)

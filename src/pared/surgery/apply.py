@@ -22,6 +22,7 @@ class _Draft:
     parameters: dict[int, nn.Parameter] = field(default_factory=dict)  # by id of the old one
     buffers: dict[int, Tensor] = field(default_factory=dict)
     biases: dict[str, nn.Parameter] = field(default_factory=dict)  # created where there was none
+    cuts: dict[int, list[Gather]] = field(default_factory=dict)
     old: list[Tensor] = field(default_factory=list)  # keeps the ids above alive
 
 
@@ -38,7 +39,7 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
     """
     _refuse_unknown_optimizer(optimizer)
     drafts = [(target, _draft(plan, target)) for target in (model, *ema)]
-    states = _draft_states(plan, model, drafts[0][1], optimizer) if optimizer is not None else {}
+    states = _draft_states(model, drafts[0][1], optimizer) if optimizer is not None else {}
     undo: list[Undo] = []
     try:
         for target, draft in drafts:
@@ -120,6 +121,7 @@ def _check_fit(name: str, old: Tensor, items: list[Gather]) -> None:
 
 def _record(draft: _Draft, old: Tensor, new: Tensor, items: list[Gather]) -> None:
     draft.old.append(old)
+    draft.cuts[id(old)] = items
     if not isinstance(old, nn.Parameter):
         draft.buffers[id(old)] = new
         return
@@ -153,19 +155,16 @@ def _folded(constants: Iterable[Constant], named: Mapping[str, Tensor]) -> dict[
     return biases
 
 
-def _draft_states(plan: Plan, model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+def _draft_states(model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict[int, dict[str, Any]]:
     names = {id(tensor): name for name, tensor in _tensors(model).items()}
-    grouped = _by_tensor(plan)
     held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     states: dict[int, dict[str, Any]] = {}
     for key in draft.parameters.keys() & held.keys():
         old = held[key]
-        items = next(
-            (grouped[name] for name, tensor in _tensors(model).items() if tensor is old and name in grouped), []
-        )
         state = optimizer.state.get(old)
         if state is not None:
-            states[key] = {k: _follow(k, v, old, items, names[key], optimizer) for k, v in state.items()}
+            cuts = draft.cuts[key]
+            states[key] = {k: _follow(k, v, old, cuts, names[key], optimizer) for k, v in state.items()}
     return states
 
 
@@ -195,9 +194,9 @@ def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo])
                     table[name] = made[id(old)]
     for path, bias in draft.biases.items():
         parent, _, name = path.rpartition(".")
-        table = model.get_submodule(parent)._parameters
-        undo.append(partial(table.__setitem__, name, None))
-        table[name] = bias
+        parameters = model.get_submodule(parent)._parameters
+        undo.append(partial(parameters.__setitem__, name, None))
+        parameters[name] = bias
     for item in plan.resizes:
         module = model.get_submodule(item.module)
         undo.append(partial(setattr, module, item.attribute, getattr(module, item.attribute)))

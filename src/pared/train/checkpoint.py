@@ -40,7 +40,8 @@ def load_state(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise RunError(f"{path} is no checkpoint of this version of pared; start the run anew without --resume")
-            return _unpack(json.loads(metadata["state"]), {name: file.get_tensor(name) for name in file.keys()})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return _unpack(json.loads(metadata["state"]), tensors)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise RunError(
             f"{path} cannot be read as a checkpoint ({error}); delete it and resume, or start the run anew"

@@ -13,7 +13,7 @@ from pared.train.shrinking import shrink
 from pared.train.tuning import refit, tune
 
 #: Snapshots above this share of the start's parameters are reported as they are: tuning them costs more than they are worth.
-TUNE_BELOW = 0.25
+TUNE_BELOW = 0.05
 
 
 @dataclass

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from pared.methods.session import Session
 from pared.train.arrays import Arrays, criterion
 
-#: Rows are gathered in the epoch's order this many numbers at a time: one gather per batch costs more than the step of a tiny network.
+#: Rows are gathered in the epoch's order this many numbers at a time: one gather per batch costs more than the step
+#: of a tiny network.
 GATHER = 2**22
 
 

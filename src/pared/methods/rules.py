@@ -18,7 +18,8 @@ class SignVariance:
         gamma: memory of the moving statistics, in [0, 1).
         threshold: variance above which a factor dies, > 0; the papers' experiments always used 0.5.
 
-    Source: ShrinkNets (arXiv 1806.03723), section 3.1; the last factor of a switch never dies, which the paper leaves open.
+    Source: ShrinkNets (arXiv 1806.03723), section 3.1; the last factor of a switch never dies, a case the paper
+    leaves open.
     """
 
     gamma: float = 0.9
@@ -31,7 +32,7 @@ class SignVariance:
             raise ConfigError(f"threshold must be above 0, got {self.threshold}")
 
     def attach(self, switch: Switch) -> None:
-        """Give `switch` the statistics this rule needs, (factors,) each, as buffers that surgery and checkpoints follow."""
+        """Give `switch` this rule's statistics, (factors,) each, as buffers that surgery and checkpoints follow."""
         theta = switch.theta.detach()
         switch.register_buffer("sign_mean", theta.sign())
         switch.register_buffer("sign_variance", torch.zeros_like(theta))

@@ -104,7 +104,7 @@ class Session:
             self.on_event(Event(self.steps, name, len(dead), len(live[name]), dead))
 
     def realize(self) -> nn.Sequential:
-        """Return a new, plain dense network of the size reached, switches folded in, which takes the inputs `inputs`."""
+        """Return a new, plain dense network of the size reached, switches folded in, taking the inputs `inputs`."""
         self.remove()
         return surgery.fold(self.model)
 
@@ -136,7 +136,7 @@ class Session:
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
 
     def _resize_to(self, saved: Mapping[str, Tensor]) -> surgery.Plan:
-        """The plan that cuts every tensor to its saved shape; which entries it keeps does not matter, they are overwritten."""
+        """The plan that cuts every tensor to its saved shape; which entries it keeps is no matter, they are overwritten."""
         mine = self.model.state_dict()
         missing = mine.keys() ^ saved.keys()
         if missing:

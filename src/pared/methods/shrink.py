@@ -27,8 +27,8 @@ class Shrink:
         inputs: also switch the network's inputs, which then are asked for no longer (`session.inputs`).
         input_sizes: neighbouring inputs that live and die together, as group sizes; one each when None.
 
-    Source: ShrinkNets (arXiv 1806.03723), sections 2 and 3. Weight decay (lambda_2) is the optimizer's own, on everything
-    except switches. Deviation: switches start at 1 unless told otherwise, so that binding changes no output.
+    Source: ShrinkNets (arXiv 1806.03723), sections 2 and 3. Weight decay (lambda_2) is the optimizer's own, on
+    everything except switches. Deviation: switches start at 1 unless told otherwise, so that binding changes no output.
     """
 
     strength: float = 1e-3
@@ -54,7 +54,7 @@ class Shrink:
         steps_per_epoch: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Session:
-        """Insert switches into `model`, add them to `optimizer` as one group without weight decay, and return the session.
+        """Insert switches into `model`, give them a group of `optimizer` without weight decay, and return the session.
 
         Shapes: `example` is one batch, (n, inputs). Bind before any learning-rate scheduler is made.
 
@@ -68,7 +68,8 @@ class Shrink:
         assert isinstance(model, nn.Sequential)
         if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
             raise ConfigError(
-                "a learning-rate scheduler already holds this optimizer's groups; bind the method before making the scheduler"
+                "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
+                "the scheduler"
             )
         if graph.switched():
             raise SurgeryError(
@@ -87,7 +88,7 @@ class Shrink:
         return Session(model, optimizer, switches, strength=self.strength, rule=self.rule, every=every)
 
     def _insert(self, model: nn.Sequential, graph: surgery.Graph, generator: torch.Generator | None) -> None:
-        """Put a switch after each hidden space's last Linear or BatchNorm1d (paper: linear, norm, switch, activation)."""
+        """Put a switch after each hidden space's Linear or BatchNorm1d (paper: linear, norm, switch, activation)."""
         for space in reversed(graph.spaces[1:-1]):  # backwards, so that earlier names stay true while inserting
             anchor = space.slots[0].tensor.rpartition(".")[0]
             after = [name for name in space.chain if isinstance(model.get_submodule(name), nn.BatchNorm1d)]

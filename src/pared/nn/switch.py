@@ -52,7 +52,8 @@ class Switch(nn.Module):
             raise ConfigError(f"a switch needs at least one channel, got channels={channels}")
         if sizes is not None and (min(sizes, default=0) < 1 or sum(sizes) != channels):
             raise ConfigError(
-                f"sizes must be positive and add up to the {channels} channels, got {len(sizes)} sizes adding up to {sum(sizes)}"
+                f"sizes must be positive and add up to the {channels} channels, got {len(sizes)} sizes adding up to "
+                f"{sum(sizes)}"
             )
         self.channels, self.dim, self.init = channels, dim, init
         factors = channels if sizes is None else len(sizes)

@@ -65,7 +65,8 @@ def _refuse_unknown_optimizer(optimizer: Optimizer | None) -> None:
     # Their state is one flat vector over all parameters, which no per-axis gather can follow.
     if isinstance(optimizer, torch.optim.LBFGS):
         raise SurgeryError(
-            "LBFGS keeps one history over all parameters, which cannot follow a removal; use SGD, Adam or another optimizer"
+            "LBFGS keeps one history over all parameters, which cannot follow a removal; use SGD, Adam or another "
+            "optimizer"
         )
 
 
@@ -173,7 +174,8 @@ def _follow(key: str, value: Any, old: Tensor, items: list[Gather], name: str, o
         return value
     if value.shape != old.shape:
         raise SurgeryError(
-            f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape {tuple(old.shape)}; "
+            f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape "
+            f"{tuple(old.shape)}; "
             "how it follows a removal is not known, use an optimizer whose state has the parameter's shape"
         )
     for item in items:
@@ -190,17 +192,21 @@ def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo])
         for table, made in tables:
             for name, old in table.items():
                 if old is not None and id(old) in made:
-                    undo.append(partial(table.__setitem__, name, old))
-                    table[name] = made[id(old)]
+                    undo.append(partial(_put, table, name, old))
+                    _put(table, name, made[id(old)])
     for path, bias in draft.biases.items():
         parent, _, name = path.rpartition(".")
         parameters = model.get_submodule(parent)._parameters
-        undo.append(partial(parameters.__setitem__, name, None))
-        parameters[name] = bias
+        undo.append(partial(_put, parameters, name, None))
+        _put(parameters, name, bias)
     for item in plan.resizes:
         module = model.get_submodule(item.module)
         undo.append(partial(setattr, module, item.attribute, getattr(module, item.attribute)))
         setattr(module, item.attribute, item.value)
+
+
+def _put(table: dict[str, Any], name: str, value: Tensor | None) -> None:
+    table[name] = value
 
 
 def _commit_optimizer(

@@ -28,7 +28,7 @@ class Slot:
 
 @dataclass
 class Space:
-    """A set of channels that many tensors share: one axis of the producer's rows, the followers, the consumer's columns.
+    """Channels that many tensors share: the producer's rows, the followers' entries, the consumer's columns.
 
     `chain` names the modules between producer and consumer in order; `switch` the one that decides, if any.
     `followers` of a grouped switch are indexed by factor instead of channel and are listed in `factors`.
@@ -73,12 +73,14 @@ def sequential_graph(model: nn.Module) -> Graph:
     """
     if not isinstance(model, nn.Sequential):
         raise SurgeryError(
-            f"expected an nn.Sequential, got {type(model).__name__}; wrap the layers in nn.Sequential or leave this network alone"
+            f"expected an nn.Sequential, got {type(model).__name__}; wrap the layers in nn.Sequential or leave this "
+            "network alone"
         )
     modules = leaves(model)
     if len({id(module) for _, module in modules}) < len(modules):
         raise SurgeryError(
-            "a module appears twice in the nn.Sequential; removing its channels is not understood, give each place its own"
+            "a module appears twice in the nn.Sequential; removing its channels is not understood, give each place "
+            "its own"
         )
     spaces: list[Space] = []
     current: Space | None = None

@@ -23,7 +23,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Constant:
-    """Channels `index` (old numbering) feed the constants `values` to `weight`: `bias` takes weight[:, index] @ values."""
+    """Channels `index` (old numbering) feed constants `values` to `weight`: `bias` takes weight[:, index] @ values."""
 
     weight: str
     bias: str
@@ -83,7 +83,8 @@ def make_plan(graph: Graph, model: nn.Module, keep: Mapping[str, Sequence[int] |
         space = spaces.get(name)
         if space is None or not space.removable:
             raise SurgeryError(
-                f"no space {name!r} to remove from; choose one of {', '.join(s.name for s in graph.spaces if s.removable)}"
+                f"no space {name!r} to remove from; choose one of "
+                f"{', '.join(s.name for s in graph.spaces if s.removable)}"
             )
         factors = tuple(int(i) for i in indices)
         channels = _channels(space, model, factors)
@@ -111,7 +112,8 @@ def _check(space: Space, channels: tuple[int, ...]) -> None:
         raise SurgeryError(f"space {space.name!r} would lose all its {space.size} channels; keep at least one")
     if list(channels) != sorted(set(channels)) or channels[0] < 0 or channels[-1] >= space.size:
         raise SurgeryError(
-            f"indices to keep in {space.name!r} must be sorted, distinct and within 0..{space.size - 1}; got {channels[:8]}…"
+            f"indices to keep in {space.name!r} must be sorted, distinct and within 0..{space.size - 1}; got "
+            f"{channels[:8]}…"
         )
 
 
@@ -148,7 +150,8 @@ def _emit(model: nn.Module, chain: Sequence[str], size: int) -> Tensor:
 def _batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     if norm.running_mean is None or norm.running_var is None:
         raise SurgeryError(
-            "a BatchNorm1d without running statistics emits a constant that depends on the batch; use track_running_stats=True"
+            "a BatchNorm1d without running statistics emits a constant that depends on the batch; use "
+            "track_running_stats=True"
         )
     x = (x - norm.running_mean.to(x)) / (norm.running_var.to(x) + norm.eps).sqrt()
     return x if norm.weight is None else x * norm.weight.to(x) + norm.bias.to(x)

@@ -12,7 +12,7 @@ Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Arrays:
-    """Encoded rows: `x` (n, d) float32; `y` (n,) int64 labels or (n, t) float32 standardised targets; `w` (n,) or None."""
+    """Encoded rows: `x` (n, d) float32; `y` (n,) int64 labels or (n, t) float32 targets; weights `w` (n,) or None."""
 
     x: Tensor
     y: Tensor

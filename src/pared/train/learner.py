@@ -1,4 +1,4 @@
-"""Dense reference, shrinking run, fine-tuning: the front of size against accuracy in one go, resumable at every epoch."""
+"""Dense reference, shrinking run, fine-tuning: the front of size against accuracy, resumable at every epoch."""
 
 import time
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pared.train.reference import refit_dense, train_dense
 from pared.train.shrinking import shrink
 from pared.train.tuning import refit, tune
 
-#: Snapshots above this share of the start's parameters are reported as they are: tuning them costs more than they are worth.
+#: Snapshots above this share of the start's parameters are reported as they are: tuning them costs more than it gives.
 TUNE_BELOW = 0.05
 
 

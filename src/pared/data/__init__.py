@@ -1,0 +1,1 @@
+"""Tables: readers, tasks, encoding, splits; everything saved as plain JSON."""

@@ -1,0 +1,1 @@
+"""Size, latency, metrics, statistics: what a network costs and what it is worth."""

@@ -1,0 +1,42 @@
+"""How long an answer takes, in microseconds, one thread."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run torch's kernels on `count` threads inside the block, and on as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def latency_us(call: Callable[[], object], *, seconds: float = 0.03, blocks: int = 7) -> float:
+    """Return the median over `blocks` of the mean microseconds of `call`, after a warm-up; about `seconds` in all."""
+    call()
+    began = time.perf_counter()
+    call()
+    once = max(time.perf_counter() - began, 1e-7)
+    repeats = max(1, int(seconds / blocks / once))
+    means = []
+    for _ in range(blocks):
+        began = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        means.append((time.perf_counter() - began) / repeats)
+    return median(means) * 1e6
+
+
+def model_latency_us(model: nn.Module, rows: Tensor) -> float:
+    """Return the microseconds of one forward pass on `rows`, (n, inputs), in inference mode on one thread."""
+    with threads(1), torch.inference_mode():
+        return latency_us(lambda: model(rows))

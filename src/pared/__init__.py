@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 from pared._version import __version__
 
 if TYPE_CHECKING:
+    from pared.fitting import fit as fit
     from pared.methods import Shrink as Shrink
+    from pared.run import Run as Run
+    from pared.train.settings import Settings as Settings
 
 #: Where each public name lives.
 _PUBLIC = {
+    "Run": "pared.run",
+    "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
+    "fit": "pared.fitting",
 }
 
-__all__ = ["Shrink", "__version__"]
+__all__ = ["Run", "Settings", "Shrink", "__version__", "fit"]
 
 
 def __getattr__(name: str) -> object:

@@ -85,20 +85,18 @@ class Model:
             return float(text == item["level"])
         if item["op"] == "other":
             return float(text is not None and text not in self.levels[item["column"]])
-        number = item["fill"] if text is None else float(text) if item["op"] == "value" else date_part(text, item["part"])
+        if text is None:
+            number = item["fill"]
+        else:
+            number = float(text) if item["op"] == "value" else date_part(text, item["part"])
         return min(max((number - item["mean"]) / item["scale"], -item["clip"]), item["clip"])
 
 
 def as_text(value):
-    """Any value as the text that training saw: 3.0 is "3"."""
+    """Any value as the text that training saw: the number 3.0 is "3"."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    text = str(value).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() and "e" not in text.lower() and "_" not in text else text
+    return str(value).strip()
 
 
 def date_part(text, part):

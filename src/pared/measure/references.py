@@ -99,7 +99,7 @@ def _record(
 
 
 def _size(model: Any) -> tuple[int, int]:
-    """Numbers and bytes a model stores: coefficients, or six numbers a tree node (feature, threshold, value, children)."""
+    """Numbers and bytes stored: coefficients, or six numbers a tree node (feature, threshold, value, children, …)."""
     if hasattr(model, "coef_"):
         count = int((model.coef_ != 0).sum()) + int(np.size(model.intercept_))
         return count, 8 * count

@@ -136,7 +136,7 @@ class Session:
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
 
     def _resize_to(self, saved: Mapping[str, Tensor]) -> surgery.Plan:
-        """The plan that cuts every tensor to its saved shape; which entries it keeps is no matter, they are overwritten."""
+        """The plan that cuts every tensor to its saved shape; what it keeps is no matter, it is overwritten."""
         mine = self.model.state_dict()
         missing = mine.keys() ^ saved.keys()
         if missing:

@@ -90,6 +90,7 @@ class Context:
             {
                 "phase": phase,
                 "epoch": epoch,
+                "epochs": self.epochs,
                 "step": (epoch + 1) * self.steps_per_epoch,
                 **figures,
                 "inputs": linears[0].in_features,

@@ -1,0 +1,243 @@
+"""`pared fit`, `predict`, `report`, `show`. Nothing heavy is imported before a command runs: `--help` answers at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pared._version import __version__
+from pared.errors import ConfigError, DataError, ParedError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train neural networks that pare themselves down: one run gives the whole front of size against accuracy."""
+    del version
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A .csv, .tsv, .parquet or .arff file (also .gz), a built-in name (digits, breast-cancer, wine, diabetes, iris), or openml:ID."
+        ),
+    ],
+    target: Annotated[
+        list[str] | None, typer.Option(help="The column to predict; several times to regress several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to write.  [default: runs/NAME]")] = None,
+    test: Annotated[str | None, typer.Option(help="A separate table to report on.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression, if the guess is wrong.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A column of row weights.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="A column to ignore; may be repeated.")] = None,
+    header: Annotated[bool, typer.Option(help="Whether the first line names the columns.")] = True,
+    delimiter: Annotated[str | None, typer.Option(help="What separates fields, if the guess is wrong.")] = None,
+    decimal: Annotated[str | None, typer.Option(help="The decimal mark, if the guess is wrong.")] = None,
+    max_params: Annotated[
+        int | None, typer.Option(help="Choose the best point with at most this many parameters.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Choose the smallest point at most this many points below the dense network.")
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(help="Choose among points that answer one row within this many µs.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="What chooses: accuracy, balanced_accuracy, roc_auc, f1, log_loss, r2, mae, rmse, …"),
+    ] = None,
+    select: Annotated[str | None, typer.Option(help="Which inputs can die: features, columns or none.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Widths to start from, such as 500,500.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of the shrinking run.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's step size.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="L2 on everything except switches.")] = None,
+    strength: Annotated[
+        str | None, typer.Option(help="The penalty's first and last strength, such as 1e-4,0.3.")
+    ] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
+    ] = None,
+    fine_tune: Annotated[int | None, typer.Option(help="Epochs of fine-tuning for each point, 0 for none.")] = None,
+    refit: Annotated[
+        bool | None, typer.Option(help="Fit the points once more on training and validation rows.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of splits, weights and order of rows.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A .toml file of settings; options given here win.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")] = False,
+) -> None:
+    """Learn the front of small networks for a table, write a run folder, print the table."""
+    given = {
+        "max_params": max_params,
+        "max_drop": max_drop,
+        "max_latency": max_latency,
+        "metric": metric,
+        "select": select,
+        "hidden": _integers(hidden),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "strength": _floats(strength),
+        "class_weights": class_weights,
+        "fine_tune": fine_tune,
+        "refit": refit,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+    }
+    options = _from_file(config) | {key: value for key, value in given.items() if value is not None}
+    if task not in (None, "classification", "regression"):
+        raise ConfigError(f"--task must be classification or regression, got {task!r}")
+    folder = out or Path("runs") / Path(data.replace(":", "-")).name.split(".")[0]
+    import torch
+
+    from pared.cli.progress import Progress
+    from pared.cli.words import command_line
+    from pared.fitting import fit as learn
+
+    torch.set_flush_denormal(True)  # switches that decay go denormal; the command line owns its process
+    with Progress(quiet=quiet or as_json) as progress:
+        run = learn(
+            data,
+            target,
+            out=folder,
+            test=test,
+            task=task,  # pyright: ignore[reportArgumentType]
+            weights=weights,
+            drop=drop or (),
+            resume=resume,
+            observer=progress.observer(),
+            header=header,
+            delimiter=_escaped(delimiter),
+            decimal=decimal,
+            command=command_line(),
+            **options,
+        )
+    if as_json:
+        typer.echo(json.dumps(run.summary, indent=1, ensure_ascii=False))
+    elif not quiet:
+        typer.echo(run.table())
+        typer.echo(f"\nreport: {run.folder / 'report.html'}")
+    if run.summary.get("interrupted"):
+        raise typer.Exit(130)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    data: Annotated[str, typer.Argument(help="The table with new rows.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The .csv to write; standard output when absent.")
+    ] = None,
+    point: Annotated[
+        int | None, typer.Option(help="A point of the front by number, 0 the largest; else the chosen one.")
+    ] = None,
+    header: Annotated[bool, typer.Option(help="Whether the first line names the columns.")] = True,
+    delimiter: Annotated[str | None, typer.Option(help="What separates fields, if the guess is wrong.")] = None,
+    decimal: Annotated[str | None, typer.Option(help="The decimal mark, if the guess is wrong.")] = None,
+) -> None:
+    """Answer for new rows: labels and probabilities, or quantities."""
+    from pared.data.source import load_table
+    from pared.run import Run, answer
+
+    document = Run.open(run).document(point)
+    frame = load_table(data, header=header, delimiter=_escaped(delimiter), decimal=decimal).frame
+    answers = answer(document, frame)
+    for name, count in document.encoder.unseen(frame).items():
+        typer.echo(f"warning: column {name!r} holds values never seen in training in {count} rows", err=True)
+    text = answers.to_csv(index=False)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    from pared.train.checkpoint import write_atomically
+
+    write_atomically(out, text)
+    typer.echo(f"{len(answers)} rows written to {out}", err=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The run folder.")]) -> None:
+    """Write report.html and card.md of a run anew."""
+    from pared.run import Run
+
+    typer.echo(str(Run.open(run).report()))
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead.")] = False,
+) -> None:
+    """Print the table of a run again."""
+    from pared.run import Run
+
+    opened = Run.open(run)
+    typer.echo(json.dumps(opened.summary, indent=1, ensure_ascii=False) if as_json else opened.table())
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    import tomllib
+
+    if path is None:
+        return {}
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; give a .toml file with settings such as epochs = 50") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} is not valid TOML ({error}); mend that line") from None
+    return dict(data.get("settings", data))
+
+
+def _integers(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--hidden must be whole numbers such as 500,500; got {text!r}") from None
+
+
+def _floats(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--strength must be two numbers such as 1e-4,0.3; got {text!r}") from None
+
+
+def _escaped(delimiter: str | None) -> str | None:
+    r"""A shell has no easy way to write a tab: \t stands for it."""
+    return None if delimiter is None else delimiter.replace("\\t", "\t")
+
+
+def main() -> None:
+    """Run the command line: mistakes end in one sentence and status 2, an interrupt in status 130."""
+    try:
+        app()
+    except ParedError as error:
+        typer.echo(f"pared: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("pared: interrupted before anything was learned; add --resume to go on", err=True)
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        typer.echo(f"pared: {error.name} is not installed; pip install 'pared[all]'", err=True)
+        sys.exit(2)

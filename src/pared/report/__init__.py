@@ -1,0 +1,1 @@
+"""What a run tells: a table for a terminal, one HTML page, a card."""

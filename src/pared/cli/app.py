@@ -34,7 +34,8 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="A .csv, .tsv, .parquet or .arff file (also .gz), a built-in name (digits, breast-cancer, wine, diabetes, iris), or openml:ID."
+            help="A .csv, .tsv, .parquet or .arff file (also .gz), openml:ID, or a built-in name "
+            "(digits, breast-cancer, wine, diabetes, iris)."
         ),
     ],
     target: Annotated[

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 760, 340
@@ -13,7 +13,7 @@ COLOURS = ("blue", "orange", "green", "pink", "sky", "red")
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind, with a label, a colour by name, and how they are drawn."""
+    """Points of one kind with a label, a colour by name, and how they are drawn; without a line, the label stands by."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -21,7 +21,7 @@ class Series:
     line: bool = True
     marker: str = ""
     dash: str = ""
-    notes: Sequence[str] = field(default=())
+    above: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Axis:
         if self.log:
             low, high = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             decades = [10.0**e for e in range(low, high + 1)]
-            steps = (1, 3) if high - low <= 3 else (1,)
+            steps = (1, 1.5, 2, 3, 5, 7) if self.high < 10 * self.low else (1, 3) if high - low <= 3 else (1,)
             ticks = [d * s for d in decades for s in steps]
             return [t for t in ticks if self.low * 0.999 <= t <= self.high * 1.001]
         span = self.high - self.low
@@ -171,9 +171,17 @@ def _draw(series: Series, x: Axis, y: Axis) -> str:
         parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
     for a, b in pixels if series.marker else []:
         parts.append(_marker(series.marker, a, b, colour))
-    for (a, b), note in zip(pixels, series.notes, strict=False):
-        parts.append(f'<text class="strong" x="{a:.1f}" y="{b - 10:.1f}" text-anchor="middle">{escape(note)}</text>')
+    if not series.line and pixels:
+        parts.append(_beside(series, *pixels[0], max(x.start, x.stop)))
     return "".join(parts)
+
+
+def _beside(series: Series, a: float, b: float, edge: float) -> str:
+    """The name of a lone marker, above it or below it, turned inwards at the right edge."""
+    anchor = "end" if a > edge - 60 else "middle"
+    at = b - 14 if series.above else b + 22
+    label = escape(series.label)
+    return f'<text class="strong" x="{a:.1f}" y="{at:.1f}" text-anchor="{anchor}" fill="var(--{series.colour})">{label}</text>'
 
 
 def _marker(kind: str, a: float, b: float, colour: str) -> str:
@@ -194,7 +202,7 @@ def _end_labels(series: Sequence[Series], x: Axis, y: Axis, height: int) -> str:
     wanted = []
     for item in series:
         pixels = [(x.at(a), y.at(b)) for a, b in item.points if math.isfinite(a) and math.isfinite(b)]
-        if item.label and pixels:
+        if item.line and pixels:
             wanted.append((max(pixels)[1], item))
     wanted.sort(key=lambda pair: pair[0])
     parts, last = [], -math.inf

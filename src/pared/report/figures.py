@@ -16,13 +16,17 @@ def front_figure(run: RunRecord) -> str:
     series = [
         Series("test", test, "blue", marker="dot"),
         Series("validation", [(p["params"], p["val_score"]) for p in points], "sky", dash="5 4", marker="open"),
-        Series("dense start", [(start["params"], start["test_score"])], "red", False, "square"),
+        Series("dense start", [(start["params"], start["test_score"])], "red", False, "square", above=False),
         Series("chosen", [(chosen["params"], chosen["test_score"])], "orange", False, "ring"),
     ]
     colours = ("green", "pink")
     for colour, reference in zip(colours, summary["references"], strict=False):
         name = str(reference["name"]).removeprefix("histogram gradient ").split()[0]
-        series.append(Series(name, [(max(reference["params"], 1), reference["test_score"])], colour, False, "diamond"))
+        series.append(
+            Series(
+                name, [(max(reference["params"], 1), reference["test_score"])], colour, False, "diamond", above=False
+            )
+        )
     note = "" if run.metric.greater_is_better else " (smaller is better)"
     return chart(
         f"Front of size against {run.metric.label}",

@@ -29,13 +29,13 @@ def render_html(run: RunRecord) -> str:
     summary = run.summary
     target = escape(", ".join(summary["task"]["targets"]))
     sections = [
-        ("", figures.front_figure(run)),
+        ("", _figure(figures.front_figure(run))),
         ("The front", _table(run)),
         ("Columns", _columns(run)),
-        ("How the network shrank", figures.width_figure(run) + figures.strength_figure(run)),
-        ("Learning curves", figures.curve_figure(run) + figures.loss_figure(run)),
-        ("What died when", figures.death_figure(run)),
-        ("Size and latency", figures.before_after_figure(run)),
+        ("How the network shrank", _figure(figures.width_figure(run), figures.strength_figure(run))),
+        ("Learning curves", _figure(figures.curve_figure(run), figures.loss_figure(run))),
+        ("What died when", _figure(figures.death_figure(run))),
+        ("Size and latency", _figure(figures.before_after_figure(run))),
         ("Data and protocol", _data(run)),
         ("Limits", "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in LIMITS) + "</ul>"),
         ("How to run it again", _again(run)),
@@ -47,9 +47,13 @@ def render_html(run: RunRecord) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>pared: {target}</title><style>{STYLE}</style></head><body><main>"
         f"<p class=kicker>pared · {escape(str(summary['data']['source']))} · "
-        f"{target}</p><h1>{escape(headline(run))}</h1>"
+        f"{target}</p><h1>{escape(headline(run)).replace(' %', '&nbsp;%')}</h1>"
         f"{body}</main></body></html>"
     )
+
+
+def _figure(*charts: str) -> str:
+    return "".join(f'<div class="wide">{chart}</div>' for chart in charts if chart)
 
 
 def headline(run: RunRecord) -> str:
@@ -70,11 +74,15 @@ def headline(run: RunRecord) -> str:
 def _table(run: RunRecord) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
     lines = "".join(
-        f'<tr class="{row.kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells) + "</tr>"
+        f'<tr class="{row.kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in _short(row.cells)) + "</tr>"
         for row in rows(run)
     )
     notes = "".join(f"<p>{escape(line)}</p>" for line in sentences(run)[:2])
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>{notes}'
+    return f'<div class="wide"><table class="front"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>{notes}'
+
+
+def _short(cells: tuple[str, ...]) -> tuple[str, ...]:
+    return (*cells[:-1], cells[-1].removesuffix(".safetensors"))
 
 
 def _columns(run: RunRecord) -> str:
@@ -103,7 +111,8 @@ def _columns(run: RunRecord) -> str:
 def _data(run: RunRecord) -> str:
     data, summary = run.summary["data"], run.summary
     facts = {
-        "rows": f"{data['rows']:,} in the table; {data['train']:,} training, {data['validation']:,} validation, {data['test']:,} test",
+        "rows": f"{data['rows']:,} in the table; {data['train']:,} training, {data['validation']:,} validation, "
+        f"{data['test']:,} test",
         "columns": f"{data['columns']:,}, encoded as {data['inputs']:,} inputs",
         "task": f"{summary['task']['kind']}, judged by {run.metric.label}",
         "seconds": ", ".join(
@@ -137,13 +146,16 @@ STYLE = """
 --blue:#56b4e9;--orange:#e69f00;--green:#2fc79a;--pink:#dd94bf;--sky:#9bd4f5;--red:#ff8a4c}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:900px;margin:0 auto;padding:48px 24px 96px}h1{font-size:30px;line-height:1.25;margin:.2em 0 1em;text-wrap:balance}
+main{max-width:960px;margin:0 auto;padding:48px 24px 96px}h1{font-size:30px;line-height:1.25;margin:.2em 0 1em;text-wrap:balance}
 h2{font-size:20px;margin:56px 0 12px}h3{font-size:16px;margin:24px 0 4px}.kicker{color:var(--soft);margin:0}
-svg{display:block;width:100%;height:auto;margin:8px 0}svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
-svg text.strong{font-weight:600}svg text.strong[fill]{fill:revert-layer}.grid{stroke:var(--rule)}.axis{stroke:var(--soft)}
+svg{display:block;width:100%;min-width:600px;height:auto;margin:8px 0}
+svg text{font:12px system-ui,sans-serif;paint-order:stroke;stroke:var(--paper);stroke-width:4px;stroke-linejoin:round}
+svg text:not([fill]){fill:var(--soft)}
+svg text.strong{font-weight:600}.grid{stroke:var(--rule)}.axis{stroke:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
-th,td{padding:6px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th{color:var(--soft);font-weight:600}td:nth-child(-n+2),th:nth-child(-n+2),td:nth-child(9),th:nth-child(9){text-align:left}
+.front td,.front th{padding:6px 7px}th,td{padding:6px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
+th{color:var(--soft);font-weight:600}
+td:nth-child(-n+2),th:nth-child(-n+2),td:nth-child(9),th:nth-child(9){text-align:left}
 tr.chosen{background:var(--mark);font-weight:600}tr.reference td{color:var(--soft)}
 .columns td{white-space:normal}.facts th,.facts td{text-align:left;white-space:normal;vertical-align:top}
 pre{background:var(--rule);padding:12px;overflow-x:auto;border-radius:6px;font-size:13px}ul{padding-left:20px}

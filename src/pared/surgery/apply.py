@@ -107,6 +107,9 @@ def _draft(plan: Plan, model: nn.Module) -> _Draft:
         if name in named:
             _record(draft, named[name], new, [])
         else:
+            # Created where there was none: it follows the rows of its layer's weight.
+            for item in _by_tensor(plan).get(f"{name.removesuffix('bias')}weight", []):
+                new = gather(new, 0, item.index) if item.axis == 0 else new
             draft.biases[name] = nn.Parameter(new)
     return draft
 

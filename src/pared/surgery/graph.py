@@ -59,7 +59,9 @@ class Graph:
 def leaves(model: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """Return the modules of nested `nn.Sequential`s in the order they run, with their qualified names."""
     found: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_children():
+    for name, module in model._modules.items():  # named_children would skip the second use of a module
+        if module is None:
+            continue
         path = f"{prefix}{name}"
         found += leaves(module, f"{path}.") if isinstance(module, nn.Sequential) else [(path, module)]
     return found
@@ -77,9 +79,10 @@ def sequential_graph(model: nn.Module) -> Graph:
             "network alone"
         )
     modules = leaves(model)
-    if len({id(module) for _, module in modules}) < len(modules):
+    stateful = [id(module) for _, module in modules if not isinstance(module, ELEMENTWISE)]
+    if len(set(stateful)) < len(stateful):
         raise SurgeryError(
-            "a module appears twice in the nn.Sequential; removing its channels is not understood, give each place "
+            "a layer with weights appears twice in the nn.Sequential; removing its channels is not understood, give each place "
             "its own"
         )
     spaces: list[Space] = []

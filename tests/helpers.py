@@ -1,0 +1,37 @@
+"""Small networks and tasks that many tests share."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.models import mlp
+
+
+def task(rows: int = 256, inputs: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two classes told apart by the product of the first two of `inputs` features."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, inputs, generator=generator)
+    return x, ((x[:, 0] * x[:, 1] + 0.5 * x[:, 2]) > 0).long()
+
+
+def network(inputs: int = 12, hidden: tuple[int, ...] = (16, 14), seed: int = 0) -> nn.Sequential:
+    return mlp(inputs, 2, hidden, generator=torch.Generator().manual_seed(seed))
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.05),
+    "SGD Nesterov": lambda m: torch.optim.SGD(m.parameters(), lr=0.02, momentum=0.9, nesterov=True),
+    "Adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.02),
+    "Adam fused": lambda m: torch.optim.Adam(m.parameters(), lr=0.02, fused=True),
+    "AdamW amsgrad": lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, amsgrad=True),
+    "RAdam": lambda m: torch.optim.RAdam(m.parameters(), lr=0.02),
+    "NAdam": lambda m: torch.optim.NAdam(m.parameters(), lr=0.02),
+    "Adamax": lambda m: torch.optim.Adamax(m.parameters(), lr=0.02),
+    "Adagrad": lambda m: torch.optim.Adagrad(m.parameters(), lr=0.05),
+    "Adadelta": lambda m: torch.optim.Adadelta(m.parameters(), lr=1.0),
+    "RMSprop": lambda m: torch.optim.RMSprop(m.parameters(), lr=0.01, momentum=0.5),
+    "Rprop": lambda m: torch.optim.Rprop(m.parameters(), lr=0.01),
+    "ASGD": lambda m: torch.optim.ASGD(m.parameters(), lr=0.05),
+}

@@ -223,7 +223,9 @@ def _standard_error(problem: Problem, judge: Judge, front: Front) -> float:
     """The standard error of the best point's validation score, by bootstrap over a twin of its outputs."""
     rows, best = len(problem.validation), max(point.score for point in front.points)
     if judge.metric.name == "accuracy":
-        return float(np.sqrt(max(best * (1 - best), 0.0) / rows))
+        # Agresti and Coull (1998): two hits and two misses more, or a perfect score would claim to be certain.
+        share = (best * rows + 2) / (rows + 4)
+        return float(np.sqrt(share * (1 - share) / (rows + 4)))
     point = max(front.points, key=lambda p: p.score)
     x = torch.from_numpy(problem.validation.x).index_select(1, point.inputs)
     with torch.inference_mode():

@@ -12,8 +12,9 @@ from pared.train.reference import refit_dense, train_dense
 from pared.train.shrinking import shrink
 from pared.train.tuning import refit, tune
 
-#: Snapshots above this share of the start's parameters are reported as they are: tuning them costs more than it gives.
-TUNE_BELOW = 0.05
+#: Snapshots above this share of the start's parameters, and this many, are reported as they are: tuning them costs
+#: more than it gives.
+TUNE_BELOW, TUNE_ANYWAY = 0.05, 20_000
 
 
 @dataclass
@@ -60,8 +61,9 @@ def learn_front(context: Context) -> Front:
 
 
 def _tuned(context: Context, dense: Point, points: list[Point]) -> list[Point]:
-    small = [point for point in points if point.params <= TUNE_BELOW * dense.params]
-    large = [point for point in points if point.params > TUNE_BELOW * dense.params]
+    limit = max(TUNE_BELOW * dense.params, TUNE_ANYWAY)
+    small = [point for point in points if point.params <= limit]
+    large = [point for point in points if point.params > limit]
     return large + list(tune(context, small))
 
 

@@ -1,0 +1,206 @@
+"""One contract over the table of all methods."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from helpers import OPTIMIZERS, network, task
+from pared.errors import ConfigError, RunError, SurgeryError
+from pared.methods import METHODS, Session, Shrink
+from pared.methods.rules import SignVariance
+from pared.train.checkpoint import load_state, save_state
+
+#: Every method with settings under which something dies within a few epochs of `task`.
+CASES: dict[str, Any] = {
+    "shrink": Shrink(strength=0.02, init="uniform"),
+    "shrink inputs": Shrink(strength=0.02, init="uniform", inputs=True, every=5),
+    "shrink columns": Shrink(strength=0.05, init="uniform", inputs=True, input_sizes=[2, 1, 4, 5]),
+}
+BATCH, STEPS = 32, 8
+
+
+def bound(method: Any, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"], seed: int = 0) -> Session:
+    model = network(seed=seed)
+    generator = torch.Generator().manual_seed(1)
+    return method.bind(model, optimizer(model), task()[0][:1], steps_per_epoch=STEPS, generator=generator)
+
+
+def run(session: Session, steps: int, start: int = 0, scheduler: Any = None, after: Callable[[], None] = lambda: None) -> Tensor:
+    x, y = task()
+    loss = torch.zeros(())
+    for step in range(start, start + steps):
+        rows = slice(step % STEPS * BATCH, (step % STEPS + 1) * BATCH)
+        with session.batch(y[rows]):
+            loss = F.cross_entropy(session.model(x[rows]), y[rows]) + session.penalty()
+            loss.backward()
+        session.step()
+        session.optimizer.zero_grad()
+        if scheduler is not None:
+            scheduler.step()
+        after()
+    return loss
+
+
+def same_model(first: nn.Module, second: nn.Module) -> None:
+    a, b = first.state_dict(), second.state_dict()
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+
+
+def test_every_method_of_the_table_has_a_case() -> None:
+    assert {type(method) for method in CASES.values()} == set(METHODS.values())
+
+
+@pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
+class TestEveryMethod:
+    def test_something_dies_and_is_told(self, method: Any) -> None:
+        session = bound(method)
+        before = sum(p.numel() for p in session.model.parameters())
+        run(session, 200)
+        assert session.events
+        assert sum(p.numel() for p in session.model.parameters()) < before
+        lefts = {}
+        for event in session.events:
+            assert event.left < lefts.get(event.layer, 99)
+            lefts[event.layer] = event.left
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+    def test_resumes_bit_equally(self, method: Any, optimizer: Any, tmp_path: Path) -> None:
+        session = bound(method, optimizer)
+        run(session, 60)
+        save_state(tmp_path / "s.safetensors", session.state_dict())
+        other = bound(method, optimizer, seed=9)
+        other.load_state_dict(load_state(tmp_path / "s.safetensors"))
+        assert other.events == session.events
+        for one in (session, other):
+            run(one, 60, start=60)
+        same_model(session.model, other.model)
+        assert torch.equal(session.inputs, other.inputs)
+
+    def test_realizes_a_plain_equal_network(self, method: Any) -> None:
+        session = bound(method)
+        run(session, 120)
+        small, x = session.realize(), task()[0]
+        kept = copy.deepcopy(session.model.state_dict())
+        torch.testing.assert_close(small(x[:, session.inputs]), session.model(x), rtol=1e-4, atol=1e-5)
+        assert all(not type(m).__module__.startswith("pared") for m in small.modules())
+        for parameter in small.parameters():
+            nn.init.zeros_(parameter)
+        assert all(torch.equal(kept[key], value) for key, value in session.model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        "schedule",
+        [
+            lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.99**step),
+            lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.02, total_steps=200),
+        ],
+    )
+    def test_schedulers_groups_and_averages_follow(self, method: Any, schedule: Any) -> None:
+        session = bound(method)
+        scheduler = schedule(session.optimizer)
+        groups = [id(group) for group in session.optimizer.param_groups]
+        average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        session.follow(average)
+        run(session, 150, scheduler=scheduler, after=lambda: average.update_parameters(session.model))
+        assert session.events
+        assert groups == [id(group) for group in session.optimizer.param_groups]
+        held = {id(p) for group in session.optimizer.param_groups for p in group["params"]}
+        assert held == {id(p) for p in session.model.parameters()} == {id(p) for p in session.optimizer.state}
+        shapes = [p.shape for p in session.model.parameters()]
+        assert shapes == [p.shape for p in average.module.parameters()]
+
+    def test_a_deep_copy_is_independent(self, method: Any) -> None:
+        session = bound(method)
+        run(session, 40)
+        twin = copy.deepcopy(session.model)
+        run(session, 40)
+        assert sum(p.numel() for p in twin.parameters()) >= sum(p.numel() for p in session.model.parameters())
+
+
+def test_binding_changes_no_output_and_no_gradient() -> None:
+    x, y = task()
+    plain = network()
+    model = copy.deepcopy(plain)
+    session = Shrink(inputs=True).bind(model, OPTIMIZERS["SGD"](model), x[:1], steps_per_epoch=STEPS)
+    for net in (plain, model):
+        F.cross_entropy(net(x), y).backward()
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
+    mine = [p.grad for name, p in model.named_parameters() if "theta" not in name]
+    for grad, other in zip(mine, plain.parameters(), strict=True):
+        assert grad is not None
+        torch.testing.assert_close(grad, other.grad)
+    assert session.penalty().item() == pytest.approx(1e-3 * (12 + 16 + 14))
+    assert session.optimizer.param_groups[-1]["weight_decay"] == 0.0
+
+
+def test_switches_stand_after_norms_and_never_after_the_last_layer() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU()), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2))
+    Shrink().bind(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(1, 4), steps_per_epoch=1)
+    kinds = [type(m).__name__ for m in model.modules() if not isinstance(m, nn.Sequential)]
+    assert kinds == ["Linear", "BatchNorm1d", "Switch", "ReLU", "Linear", "Switch", "Tanh", "Linear"]
+
+
+def test_strength_can_be_turned_and_amp_scales() -> None:
+    session = bound(CASES["shrink"])
+    session.strength = 0.0
+    assert session.penalty().item() == 0.0
+    scaler = torch.amp.GradScaler("cpu")
+    x, y = task()
+    scaler.scale(F.cross_entropy(session.model(x), y)).backward()
+    scaler.unscale_(session.optimizer)
+    session.step()
+    assert session.steps == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"strength": -1.0}, ConfigError, "strength must be at least 0"),
+        ({"input_sizes": [12]}, ConfigError, "needs inputs=True"),
+        ({"every": 0}, ConfigError, "every must be"),
+        ({"rule": (1.0, 0.5)}, ConfigError, "gamma must be in"),
+        ({"rule": (0.9, 0.0)}, ConfigError, "threshold must be above"),
+    ],
+)
+def test_bad_settings_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        if "rule" in change:
+            change["rule"] = SignVariance(*change["rule"])
+        bound(Shrink(**change))
+
+
+def test_binding_at_the_wrong_time_or_place_is_refused() -> None:
+    x, model = task()[0], network()
+    optimizer = OPTIMIZERS["Adam"](model)
+    with pytest.raises(ConfigError, match="steps_per_epoch"):
+        Shrink().bind(model, optimizer, x[:1])
+    with pytest.raises(SurgeryError, match="example has 5 features"):
+        Shrink().bind(model, optimizer, x[:1, :5], steps_per_epoch=1)
+    with pytest.raises(SurgeryError, match="expected an nn.Sequential"):
+        Shrink().bind(nn.Linear(2, 2), optimizer, x[:1], steps_per_epoch=1)
+    assert len(model) == 5
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.raises(ConfigError, match="before making the scheduler"):
+        Shrink().bind(model, optimizer, x[:1], steps_per_epoch=1)
+    other = bound(Shrink())
+    with pytest.raises(SurgeryError, match="already holds switches"):
+        Shrink().bind(other.model, other.optimizer, x[:1], steps_per_epoch=1)
+
+
+def test_a_state_of_another_network_is_refused_before_anything_changes() -> None:
+    session = bound(Shrink())
+    state = session.state_dict()
+    model = network(hidden=(16,))
+    other = Shrink().bind(model, OPTIMIZERS["Adam"](model), task()[0][:1], steps_per_epoch=1)
+    with pytest.raises(RunError, match="does not fit"):
+        other.load_state_dict(state)
+    with pytest.raises(RunError, match="format"):
+        session.load_state_dict({**state, "format": 99})

@@ -41,7 +41,7 @@ def folds(name: str, repeats: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]
 def best(run: pared.Run, most: float) -> dict[str, Any] | None:
     """Return the point with at most `most` parameters that validation prefers."""
     allowed = [point for point in run.front if point["params"] <= most]
-    return max(allowed, key=lambda point: point["val_score"]) if allowed else None
+    return max(allowed, key=lambda point: (point["val_score"], -point["val_loss"])) if allowed else None
 
 
 def mean(values: list[float]) -> str:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from pared._version import __version__
 
 if TYPE_CHECKING:
+    from pared.estimators import ParedClassifier as ParedClassifier
+    from pared.estimators import ParedRegressor as ParedRegressor
     from pared.fitting import fit as fit
     from pared.methods import Shrink as Shrink
     from pared.run import Run as Run
@@ -16,13 +18,15 @@ if TYPE_CHECKING:
 
 #: Where each public name lives.
 _PUBLIC = {
+    "ParedClassifier": "pared.estimators",
+    "ParedRegressor": "pared.estimators",
     "Run": "pared.run",
     "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
     "fit": "pared.fitting",
 }
 
-__all__ = ["Run", "Settings", "Shrink", "__version__", "fit"]
+__all__ = ["ParedClassifier", "ParedRegressor", "Run", "Settings", "Shrink", "__version__", "fit"]
 
 
 def __getattr__(name: str) -> object:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: Columns of front.csv; the rest of a point's record is in summary.json.
 COLUMNS = (
-    *("params", "macs", "bytes", "inputs", "hidden", "val_score", "test_score"),
+    *("params", "macs", "bytes", "inputs", "hidden", "val_score", "val_loss", "test_score"),
     *("latency_us_1", "latency_us_256", "file", "epoch", "strength"),
 )
 

@@ -32,7 +32,9 @@ def bound(method: Any, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"
     return method.bind(model, optimizer(model), task()[0][:1], steps_per_epoch=STEPS, generator=generator)
 
 
-def run(session: Session, steps: int, start: int = 0, scheduler: Any = None, after: Callable[[], None] = lambda: None) -> Tensor:
+def run(
+    session: Session, steps: int, start: int = 0, scheduler: Any = None, after: Callable[[], None] = lambda: None
+) -> Tensor:
     x, y = task()
     loss = torch.zeros(())
     for step in range(start, start + steps):
@@ -142,7 +144,9 @@ def test_binding_changes_no_output_and_no_gradient() -> None:
 
 
 def test_switches_stand_after_norms_and_never_after_the_last_layer() -> None:
-    model = nn.Sequential(nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU()), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2))
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU()), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 2)
+    )
     Shrink().bind(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(1, 4), steps_per_epoch=1)
     kinds = [type(m).__name__ for m in model.modules() if not isinstance(m, nn.Sequential)]
     assert kinds == ["Linear", "BatchNorm1d", "Switch", "ReLU", "Linear", "Switch", "Tanh", "Linear"]

@@ -39,7 +39,9 @@ class TestEveryLayer:
 def test_switch_gradients_in_float64() -> None:
     for layer in (Switch(4, dtype=torch.float64), Switch(4, sizes=[1, 3], dtype=torch.float64)):
         x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda a, t, layer=layer: functional_call(layer, {"theta": t}, (a,)), (x, layer.theta))
+        assert torch.autograd.gradcheck(
+            lambda a, t, layer=layer: functional_call(layer, {"theta": t}, (a,)), (x, layer.theta)
+        )
 
 
 def test_switch_over_channels_of_an_image() -> None:
@@ -57,7 +59,9 @@ def test_grouped_switch_scales_neighbours_alike() -> None:
     assert layer.live_channels().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("init", "low", "high"), [("ones", 1, 1), ("uniform", -1, 1), ("normal", -9, 9), ("positive", 0, 1)])
+@pytest.mark.parametrize(
+    ("init", "low", "high"), [("ones", 1, 1), ("uniform", -1, 1), ("normal", -9, 9), ("positive", 0, 1)]
+)
 def test_switch_starts_in_its_range(init: str, low: float, high: float) -> None:
     theta = Switch(500, init=init, generator=torch.Generator().manual_seed(0)).theta  # pyright: ignore[reportArgumentType]
     assert low <= theta.min() <= theta.max() <= high
@@ -65,7 +69,10 @@ def test_switch_starts_in_its_range(init: str, low: float, high: float) -> None:
     assert init != "uniform" or theta.min() < -0.5
 
 
-@pytest.mark.parametrize("bad", [{"channels": 0}, {"channels": 3, "sizes": [1, 1]}, {"channels": 3, "sizes": [0, 3]}, {"channels": 3, "init": "x"}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"channels": 0}, {"channels": 3, "sizes": [1, 1]}, {"channels": 3, "sizes": [0, 3]}, {"channels": 3, "init": "x"}],
+)
 def test_switch_refuses(bad: dict) -> None:
     with pytest.raises(ConfigError):
         Switch(**bad)

@@ -29,12 +29,12 @@ def test_equals_the_plain_twin(signs: list[float], gamma: float) -> None:
         assert var.item() == pytest.approx(v, abs=1e-12)
 
 
-def updates_until_death(gamma: float, value: "list[float] | float") -> int:
+def updates_until_death(gamma: float, cycle: list[float]) -> int:
     switch = Switch(2)
     rule = SignVariance(gamma=gamma)
     rule.attach(switch)
     for step in range(1, 1000):
-        now = value if isinstance(value, float) else value[step % 2]
+        now = cycle[step % len(cycle)]
         with torch.no_grad():
             switch.theta.copy_(torch.tensor([now, 1.0]))
         rule.update(switch)
@@ -43,9 +43,11 @@ def updates_until_death(gamma: float, value: "list[float] | float") -> int:
     raise AssertionError("never died")
 
 
-@pytest.mark.parametrize(("gamma", "flip", "alternating"), [(0.9, 2, 3), (0.99, 16, 33), (0.999, 159, 345), (0.0, 1, 1)])
+@pytest.mark.parametrize(
+    ("gamma", "flip", "alternating"), [(0.9, 2, 3), (0.99, 16, 33), (0.999, 159, 345), (0.0, 1, 1)]
+)
 def test_kill_times_are_those_of_the_methods_page(gamma: float, flip: int, alternating: int) -> None:
-    assert updates_until_death(gamma, -1.0) == flip
+    assert updates_until_death(gamma, [-1.0]) == flip
     assert updates_until_death(gamma, [1.0, -1.0]) == alternating
 
 

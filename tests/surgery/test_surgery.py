@@ -81,12 +81,14 @@ def test_removal_preserves_the_function(model: nn.Sequential, data: st.DataObjec
     plan = make_plan(sequential_graph(model), model, keep)
     plan = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     apply(plan, model)
-    narrowed = x if isinstance(model[0], Select) or first == sequential_graph(model).spaces[0].size else x[:, keep["inputs"]]
+    narrowed = (
+        x if isinstance(model[0], Select) or first == sequential_graph(model).spaces[0].size else x[:, keep["inputs"]]
+    )
     torch.testing.assert_close(model(narrowed), before, rtol=1e-10, atol=1e-10)
     apply(plan, single)
     torch.testing.assert_close(single(narrowed.float()).double(), before, rtol=1e-4, atol=1e-5)
     for name, space in sequential_graph(model).switched().items():
-        assert model.get_submodule(name).theta.shape[0] == len(keep[space.name])  # pyright: ignore
+        assert model.state_dict()[f"{name}.theta"].shape[0] == len(keep[space.name])
 
 
 @settings(max_examples=80, deadline=None)
@@ -100,10 +102,12 @@ def test_folding_preserves_the_function(model: nn.Sequential) -> None:
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def hand_made(seed: int = 0) -> nn.Sequential:
+def hand_made(seed: int = 0) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(5, 6), Switch(6), nn.Sigmoid(), nn.Linear(6, 4), Switch(4), nn.ReLU(), nn.Linear(4, 2)).double()
+        return nn.Sequential(
+            nn.Linear(5, 6), Switch(6), nn.Sigmoid(), nn.Linear(6, 4), Switch(4), nn.ReLU(), nn.Linear(4, 2)
+        ).double()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -120,7 +124,7 @@ def test_next_steps_agree_with_a_masked_twin(name: str) -> None:
     dead = {1: [1, 4], 4: [0]}
     with torch.no_grad():
         for position, index in dead.items():
-            model[position].theta[index] = 0.0  # pyright: ignore
+            model[position].theta[index] = 0.0
     twin = copy.deepcopy(model)
     twin_optimizer = OPTIMIZERS[name](twin)
     twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -136,19 +140,24 @@ def test_next_steps_agree_with_a_masked_twin(name: str) -> None:
             opt.step()
         with torch.no_grad():
             for position, index in dead.items():
-                twin[position].theta[index] = 0.0  # pyright: ignore
+                twin[position].theta[index] = 0.0
         _same_survivors(model, twin, name)
 
 
-def _freeze(twin: nn.Sequential, dead: dict[int, list[int]]) -> None:
+def _freeze(twin: Any, dead: dict[int, list[int]]) -> None:
     """No gradient on the dead path; the constant that a dead sigmoid emits stays in the consumer's columns."""
     for position, index in dead.items():
         producer, consumer = twin[position - 1], twin[position + 2]
-        for grad, axis in ((producer.weight.grad, 0), (producer.bias.grad, 0), (twin[position].theta.grad, 0), (consumer.weight.grad, 1)):  # pyright: ignore
-            grad.index_fill_(axis, torch.tensor(index), 0.0)  # pyright: ignore
+        for grad, axis in (
+            (producer.weight.grad, 0),
+            (producer.bias.grad, 0),
+            (twin[position].theta.grad, 0),
+            (consumer.weight.grad, 1),
+        ):
+            grad.index_fill_(axis, torch.tensor(index), 0.0)
 
 
-def _same_survivors(model: nn.Sequential, twin: nn.Sequential, name: str) -> None:
+def _same_survivors(model: Any, twin: Any, name: str) -> None:
     rows, middle = [0, 2, 3, 5], [1, 2, 3]
     pairs = [
         (model[0].weight, twin[0].weight[rows]),
@@ -156,9 +165,9 @@ def _same_survivors(model: nn.Sequential, twin: nn.Sequential, name: str) -> Non
         (model[3].weight, twin[3].weight[middle][:, rows]),
         (model[6].weight, twin[6].weight[:, middle]),
         (model[6].bias, twin[6].bias),
-    ]  # pyright: ignore
+    ]
     if name == "SGD":  # momentum and moments on the twin's dead columns move its constant, which is folded here
-        pairs.append((model[3].bias, twin[3].bias[middle] + 0.5 * twin[3].weight[middle][:, [1, 4]].sum(1)))  # pyright: ignore
+        pairs.append((model[3].bias, twin[3].bias[middle] + 0.5 * twin[3].weight[middle][:, [1, 4]].sum(1)))
     for mine, other in pairs:
         if name in ("SGD", "Adagrad"):  # no memory of gradients: the dead columns stay where they were
             torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
@@ -171,7 +180,7 @@ def test_adam_survivors_agree_exactly_when_the_dead_emit_nothing() -> None:
     for make in (OPTIMIZERS["Adam"], OPTIMIZERS["SGD Nesterov"], OPTIMIZERS["AdamW amsgrad"]):
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            model = nn.Sequential(nn.Linear(5, 6), Switch(6), nn.ReLU(), nn.Linear(6, 2)).double()
+            model: Any = nn.Sequential(nn.Linear(5, 6), Switch(6), nn.ReLU(), nn.Linear(6, 2)).double()
         x = torch.randn(16, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         optimizer = make(model)
         for _ in range(3):
@@ -179,7 +188,7 @@ def test_adam_survivors_agree_exactly_when_the_dead_emit_nothing() -> None:
             model(x).square().mean().backward()
             optimizer.step()
         with torch.no_grad():
-            model[1].theta[[0, 2]] = 0.0  # pyright: ignore
+            model[1].theta[[0, 2]] = 0.0
         twin, keep = copy.deepcopy(model), [1, 3, 4, 5]
         twin_optimizer = make(twin)
         twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
@@ -190,17 +199,20 @@ def test_adam_survivors_agree_exactly_when_the_dead_emit_nothing() -> None:
                 net(x).square().mean().backward()
                 opt.step()
             with torch.no_grad():
-                twin[1].theta[[0, 2]] = 0.0  # pyright: ignore
-            torch.testing.assert_close(model[0].weight, twin[0].weight[keep], rtol=1e-10, atol=1e-12)  # pyright: ignore
-            torch.testing.assert_close(model[3].weight, twin[3].weight[:, keep], rtol=1e-10, atol=1e-12)  # pyright: ignore
-            torch.testing.assert_close(model[3].bias, twin[3].bias, rtol=1e-10, atol=1e-12)  # pyright: ignore
+                twin[1].theta[[0, 2]] = 0.0
+            torch.testing.assert_close(model[0].weight, twin[0].weight[keep], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(model[3].weight, twin[3].weight[:, keep], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(model[3].bias, twin[3].bias, rtol=1e-10, atol=1e-12)
 
 
 def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     tensors = {name: (id(t), t.detach().clone()) for name, t in model.named_parameters()}
     widths = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
     groups = [[id(p) for p in g["params"]] for g in optimizer.param_groups]
-    state = {id(p): {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in s.items()} for p, s in optimizer.state.items()}
+    state = {
+        id(p): {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in s.items()}
+        for p, s in optimizer.state.items()
+    }
     return tensors, widths, groups, state
 
 
@@ -214,7 +226,7 @@ def same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def trained() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+def trained() -> tuple[Any, torch.optim.Optimizer]:
     model = hand_made()
     optimizer = OPTIMIZERS["Adam"](model)
     model(torch.ones(2, 5, dtype=torch.float64)).sum().backward()
@@ -246,7 +258,7 @@ def test_an_error_midway_leaves_everything_as_it_was(fail_at: int, monkeypatch: 
 def test_unknown_state_and_names_are_refused_whole() -> None:
     model, optimizer = trained()
     plan = make_plan(sequential_graph(model), model, {"hidden 1": [0, 1]})
-    optimizer.state[model[0].weight]["factor"] = torch.ones(6)  # pyright: ignore
+    optimizer.state[model[0].weight]["factor"] = torch.ones(6)
     before = snapshot(model, optimizer)
     with pytest.raises(SurgeryError, match="'factor' of shape"):
         apply(plan, model, optimizer=optimizer)
@@ -260,20 +272,20 @@ def test_unknown_state_and_names_are_refused_whole() -> None:
 
 
 def test_tied_frozen_hooked_and_graded_parameters_stay_so() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-    model[2].weight = model[0].weight  # pyright: ignore
-    model[0].bias.requires_grad_(False)  # pyright: ignore
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
     seen = []
-    model[4].bias.register_hook(lambda grad: seen.append(grad.shape))  # pyright: ignore
-    model[4].bias.grad = torch.arange(4.0)  # pyright: ignore
+    model[4].bias.register_hook(lambda grad: seen.append(grad.shape))
+    model[4].bias.grad = torch.arange(4.0)
     cut = Gather("0.weight", 0, (1, 2)), Gather("2.weight", 0, (1, 2))
     with pytest.raises(SurgeryError, match="tied"):
         apply(Plan((cut[0], Gather("2.weight", 0, (0, 3)))), model)
     apply(Plan((*cut, Gather("0.bias", 0, (1, 2)), Gather("4.bias", 0, (3, 0)))), model)
     assert model[0].weight is model[2].weight
     assert not model[0].bias.requires_grad
-    assert model[4].bias.grad.tolist() == [3.0, 0.0]  # pyright: ignore
-    (model[4].bias * 1.0).sum().backward()  # pyright: ignore
+    assert model[4].bias.grad.tolist() == [3.0, 0.0]
+    (model[4].bias * 1.0).sum().backward()
     assert seen == [torch.Size([2])]
 
 
@@ -282,11 +294,13 @@ def test_gather_of_minus_one_is_new_and_zero() -> None:
 
 
 def test_a_created_bias_joins_its_weights_group() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), Switch(4), nn.Sigmoid(), nn.Linear(4, 2, bias=False))
-    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": [model[1].theta, model[3].weight]}], lr=0.1)
+    model: Any = nn.Sequential(nn.Linear(3, 4), Switch(4), nn.Sigmoid(), nn.Linear(4, 2, bias=False))
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters()}, {"params": [model[1].theta, model[3].weight]}], lr=0.1
+    )
     groups = [id(g) for g in optimizer.param_groups]
     with torch.no_grad():
-        model[1].theta[0] = 0.0  # pyright: ignore
+        model[1].theta[0] = 0.0
     x, before = torch.randn(4, 3), None
     before = model(x)
     apply(make_plan(sequential_graph(model), model, {"hidden 1": [1, 2, 3]}), model, optimizer=optimizer)
@@ -327,7 +341,11 @@ def test_a_module_used_twice_and_wrong_spaces_are_refused() -> None:
         sequential_graph(nn.Sequential(linear, nn.ReLU(), linear))
     model = hand_made()
     graph = sequential_graph(model)
-    for keep, message in (({"outputs": [0]}, "no space"), ({"hidden 1": []}, "keep at least one"), ({"hidden 1": [3, 1]}, "sorted")):
+    for keep, message in (
+        ({"outputs": [0]}, "no space"),
+        ({"hidden 1": []}, "keep at least one"),
+        ({"hidden 1": [3, 1]}, "sorted"),
+    ):
         with pytest.raises(SurgeryError, match=message):
             make_plan(graph, model, keep)
 

@@ -32,7 +32,9 @@ def accuracy(outputs: torch.Tensor, y: torch.Tensor, w: torch.Tensor | None) -> 
 
 def context(folder: Path | None = None, settings: Settings = QUICK, **rest: Any) -> Context:
     x, y = task(rows=400)
-    return Context(Arrays(x[:300], y[:300]), Arrays(x[300:], y[300:]), 2, settings, accuracy, 0.5, folder=folder, **rest)
+    return Context(
+        Arrays(x[:300], y[:300]), Arrays(x[300:], y[300:]), 2, settings, accuracy, 0.5, folder=folder, **rest
+    )
 
 
 def weights(result: learner.Front) -> list[Any]:
@@ -128,16 +130,14 @@ def test_geometric_path() -> None:
 
 
 def point(params: int, score: float) -> Point:
-    return Point(nn.Sequential(nn.Linear(params - 1, 1)), torch.arange(params - 1), score, 0, 0.0)
+    return Point(nn.Sequential(nn.Linear(params - 1, 1)), torch.arange(params - 1), score, 1.0, 0, 0.0)
 
 
 @given(st.lists(st.tuples(st.integers(2, 40), st.sampled_from([0.1, 0.2, 0.3, 0.4])), min_size=1, max_size=20))
 def test_the_front_is_what_no_other_point_beats(pairs: list[tuple[int, float]]) -> None:
     points = [point(*pair) for pair in pairs]
     kept = [(p.params, p.score) for p in front(points)]
-    brute = {
-        (n, s) for n, s in pairs if not any((m <= n and t >= s) and (m < n or t > s) for m, t in pairs)
-    }
+    brute = {(n, s) for n, s in pairs if not any((m <= n and t >= s) and (m < n or t > s) for m, t in pairs)}
     assert set(kept) == brute
     assert kept == sorted(kept, reverse=True)
     assert {p.params for p in front(candidates(points))} <= {p.params for p in points}
@@ -194,7 +194,9 @@ def test_a_front_falls_in_size_and_score() -> None:
 
 
 @pytest.mark.parametrize(("phase", "call"), [("train_dense", 5), ("shrink", 9), ("tune", 2), ("refit", 1)])
-def test_a_killed_run_resumes_bit_equally(phase: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_bit_equally(
+    phase: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The process dies after some checkpoint of each phase; the resumed run ends as if nothing had happened."""
     whole = learn_front(context(tmp_path / "whole"))
     prefix = {"train_dense": "dense", "shrink": "shrink", "tune": "tuned", "refit": "refit"}[phase]

@@ -69,7 +69,7 @@ def fit(
     lr: Annotated[float | None, typer.Option(help="Adam's step size.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="L2 on everything except switches.")] = None,
     strength: Annotated[
-        str | None, typer.Option(help="The penalty's first and last strength, such as 1e-4,0.3.")
+        str | None, typer.Option(help="The penalty's first and last strength, such as 1e-3,0.3.")
     ] = None,
     class_weights: Annotated[
         str | None, typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
@@ -221,7 +221,7 @@ def _floats(text: str | None) -> tuple[float, ...] | None:
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"--strength must be two numbers such as 1e-4,0.3; got {text!r}") from None
+        raise ConfigError(f"--strength must be two numbers such as 1e-3,0.3; got {text!r}") from None
 
 
 def _escaped(delimiter: str | None) -> str | None:

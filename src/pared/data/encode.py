@@ -91,7 +91,7 @@ class Encoder:
             )
         return cls(tuple(columns), tuple(inputs))
 
-    def transform(self, frame: pd.DataFrame) -> np.ndarray:
+    def transform(self, frame: Any) -> np.ndarray:
         """Return the inputs of `frame`'s rows, float32 (n, len(inputs)); columns not asked for are ignored.
 
         Raises:
@@ -107,7 +107,7 @@ class Encoder:
             out[:, i] = _compute(item, kinds[item.column], cache[item.column])
         return out
 
-    def check(self, frame: pd.DataFrame) -> None:
+    def check(self, frame: Any) -> None:
         """Raise a DataError naming the columns that `frame` lacks."""
         lacking = [column.name for column in self.columns if column.name not in frame.columns]
         if lacking:
@@ -118,7 +118,7 @@ class Encoder:
                 f"{', '.join(map(repr, lacking[:6]))}{hint}"
             )
 
-    def unseen(self, frame: pd.DataFrame) -> dict[str, int]:
+    def unseen(self, frame: Any) -> dict[str, int]:
         """Return, for each category column with any, how many rows hold a level that no input stands for."""
         shared = {item.column for item in self.inputs if item.op == "other"}
         counts = {}
@@ -277,7 +277,7 @@ def _parse(column: Column, values: Any) -> Any:
 def _part(moments: Any, part: str) -> np.ndarray:
     if part == "days":
         return ((moments - pd.Timestamp(0)) / pd.Timedelta(days=1)).to_numpy(dtype=np.float64)
-    return getattr(moments.dt, part).to_numpy(dtype=np.float64, na_value=np.nan)
+    return getattr(moments.dt, "day_of_week" if part == "weekday" else part).to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def _compute(item: Input, column: Column, raw: Any) -> np.ndarray:

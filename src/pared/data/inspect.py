@@ -17,16 +17,19 @@ def find_ids(frame: pd.DataFrame) -> list[str]:
     for name in frame.columns:
         values: Any = frame[name].dropna()
         text = not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_datetime64_any_dtype(values))
-        if text and len(values) >= 20 and values.nunique() > 0.9 * len(values) and not _looks_like_dates(values):
+        if text and len(values) >= 20 and values.nunique() > 0.9 * len(values) and not _reads_otherwise(values):
             ids.append(str(name))
     return ids
 
 
-def _looks_like_dates(values: Any) -> bool:
-    return bool(values.head(20).astype(str).str.match(r"^\d{4}-\d{2}-\d{2}").all())
+def _reads_otherwise(values: Any) -> bool:
+    """Whether the texts are dates, or numbers with a few mistakes, which the encoder will speak of."""
+    dates = values.head(20).astype(str).str.match(r"^\d{4}-\d{2}-\d{2}").all()
+    numbers: Any = pd.to_numeric(values, errors="coerce")
+    return bool(dates) or bool(numbers.notna().mean() > 0.9)
 
 
-def warnings_of(frame: pd.DataFrame, task: Task, y: np.ndarray) -> list[str]:
+def warnings_of(frame: Any, task: Task, y: np.ndarray) -> list[str]:
     """Return what is suspicious in the feature columns of `frame` for targets `y`, one sentence each."""
     found = [*_numbered(frame), *_leaks(frame, task, y), *_empty(frame), *_twins(frame)]
     if task.kind == "classification":

@@ -89,6 +89,7 @@ def measure_point(judge: Judge, point: Point, test: Part, *, file: str, seed: in
         "inputs": len(point.inputs),
         "hidden": point.hidden,
         "val_score": judge.metric.goodness(point.score),
+        "val_loss": point.loss,
         "test_score": scores[judge.metric.name],
         "latency_us_1": model_latency_us(point.model, x[:1]),
         "latency_us_256": model_latency_us(point.model, batch),
@@ -124,10 +125,12 @@ def choose(
         stated.append(f"within {settings.max_drop:g} points of the dense reference on validation")
         if within:
             return max(within), f"the smallest point {' and '.join(stated)}"
-        best = max(allowed, key=lambda i: goodness[i])
+        best = max(allowed, key=lambda i: (goodness[i], -front[i]["val_loss"]))
         return best, f"no point is {' and '.join(stated)}; this is the best on validation"
     if stated:
-        return max(allowed, key=lambda i: (goodness[i], i)), f"the best on validation with {' and '.join(stated)}"
+        return max(
+            allowed, key=lambda i: (goodness[i], -front[i]["val_loss"])
+        ), f"the best on validation with {' and '.join(stated)}"
     top = max(goodness)
     chosen = max(i for i in allowed if goodness[i] >= top - error)
     return chosen, f"the smallest point within one standard error ({metric.format(error)}) of the best on validation"

@@ -146,14 +146,16 @@ STYLE = """
 --blue:#56b4e9;--orange:#e69f00;--green:#2fc79a;--pink:#dd94bf;--sky:#9bd4f5;--red:#ff8a4c}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:960px;margin:0 auto;padding:48px 24px 96px}h1{font-size:30px;line-height:1.25;margin:.2em 0 1em;text-wrap:balance}
+main{max-width:960px;margin:0 auto;padding:48px 24px 96px}
+h1{font-size:30px;line-height:1.25;margin:.2em 0 1em;text-wrap:balance}
 h2{font-size:20px;margin:56px 0 12px}h3{font-size:16px;margin:24px 0 4px}.kicker{color:var(--soft);margin:0}
 svg{display:block;width:100%;min-width:600px;height:auto;margin:8px 0}
 svg text{font:12px system-ui,sans-serif;paint-order:stroke;stroke:var(--paper);stroke-width:4px;stroke-linejoin:round}
 svg text:not([fill]){fill:var(--soft)}
 svg text.strong{font-weight:600}.grid{stroke:var(--rule)}.axis{stroke:var(--soft)}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
-.front td,.front th{padding:6px 7px}th,td{padding:6px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
+.front td,.front th{padding:6px 7px}
+th,td{padding:6px 10px;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
 th{color:var(--soft);font-weight:600}
 td:nth-child(-n+2),th:nth-child(-n+2),td:nth-child(9),th:nth-child(9){text-align:left}
 tr.chosen{background:var(--mark);font-weight:600}tr.reference td{color:var(--soft)}

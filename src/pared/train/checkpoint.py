@@ -24,7 +24,9 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors)
-    write_atomically(path, save(tensors, metadata={"format": FORMAT, "state": json.dumps(tree)}))
+    # Not flushed: a killed process loses nothing by that, and a flush an epoch would cost more than a small epoch.
+    content = save(tensors, metadata={"format": FORMAT, "state": json.dumps(tree)})
+    write_atomically(path, content, durable=False)
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -48,8 +50,8 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `content` beside `path`, flush it to the disk, and rename it into place.
+def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
+    """Write `content` beside `path`, flush it to the disk if `durable`, and rename it into place.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -61,7 +63,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -11,14 +11,24 @@ from torch import Tensor, nn
 
 @dataclass
 class Point:
-    """A plain network, the inputs it asks for, int64 (kept,), and its validation score (larger is better here)."""
+    """A plain network, the inputs it asks for, int64 (kept,), and how it did on validation.
+
+    `score` is the metric with the sign that makes larger better, `loss` the task loss, which settles ties; `tuned` is
+    how many epochs it was fine-tuned for.
+    """
 
     model: nn.Sequential
     inputs: Tensor
     score: float
+    loss: float
     epoch: int
     strength: float
-    tuned: bool = False
+    tuned: int = 0
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What to compare points by: the score, then the smaller loss."""
+        return self.score, -self.loss
 
     @property
     def params(self) -> int:
@@ -36,6 +46,7 @@ class Point:
             "model": self.model.state_dict(),
             "inputs": self.inputs,
             "score": self.score,
+            "loss": self.loss,
             "epoch": self.epoch,
             "strength": self.strength,
             "tuned": self.tuned,
@@ -61,19 +72,17 @@ def candidates(points: Iterable[Point], *, per_decade: int = 6) -> list[Point]:
     best: dict[int, Point] = {}
     for point in points:
         size = math.floor(math.log10(point.params) * per_decade)
-        if size not in best or point.score >= best[size].score:
+        if size not in best or point.rank >= best[size].rank:
             best[size] = point
     return [best[size] for size in sorted(best, reverse=True)]
 
 
 def front(points: Iterable[Point]) -> list[Point]:
-    """Return the points that no other point beats in both size and score, largest first."""
+    """Return the points that no smaller point equals in score, ties settled by loss; largest first."""
     kept: list[Point] = []
-    top = -math.inf
-    for point in sorted(points, key=lambda p: (p.params, -p.score)):
-        if point.score > top:
+    for point in sorted(points, key=lambda p: (p.params, -p.score, p.loss)):
+        if not kept or point.rank > kept[-1].rank:
             kept.append(point)
-            top = point.score
     return kept[::-1]
 
 

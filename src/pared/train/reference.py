@@ -41,12 +41,14 @@ def train_dense(context: Context) -> tuple[Point, float]:
         loss = train_epoch(model, optimizer, context.train, batch_size=context.batch_size, generator=generator)
         outputs = predict(model, context.val.x)
         score = context.score(outputs, context.val.y, context.val.w)
+        loss_on_val = mean_loss(outputs, context.val)
         progress.waited += 1
         if progress.best is None or score > progress.best.score:
             kept = freeze(copy.deepcopy(model))
-            progress.best, progress.waited = Point(kept, everything(context.features), score, progress.epoch, 0.0), 0
+            progress.best = Point(kept, everything(context.features), score, loss_on_val, progress.epoch, 0.0)
+            progress.waited = 0
         progress.seconds = time.perf_counter() - began
-        figures = {"strength": 0.0, "loss": loss, "val_score": score, "val_loss": mean_loss(outputs, context.val)}
+        figures = {"strength": 0.0, "loss": loss, "val_score": score, "val_loss": loss_on_val}
         context.report("dense", progress.epoch, model, **figures, seconds=progress.seconds)
         progress.epoch += 1
         context.save("dense", _state(progress, model, optimizer, generator))
@@ -63,7 +65,7 @@ def refit_dense(context: Context, dense: Point, rows: Arrays) -> Point:
     model, optimizer = _fresh(context, generator)
     for _ in range(dense.epoch + 1):
         train_epoch(model, optimizer, rows, batch_size=context.batch_size, generator=generator)
-    point = Point(freeze(model), dense.inputs, dense.score, dense.epoch, dense.strength)
+    point = Point(freeze(model), dense.inputs, dense.score, dense.loss, dense.epoch, dense.strength)
     context.save("dense-refit", point.state())
     return point
 

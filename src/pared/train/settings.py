@@ -51,7 +51,7 @@ class Settings:
     batch_size: int | None = None
     lr: float = 2e-3
     weight_decay: float = 0.0
-    strength: tuple[float, float] = (1e-4, 3e-1)
+    strength: tuple[float, float] = (1e-3, 3e-1)
     switch_init: Init = "ones"
     gamma: float = 0.9
     threshold: float = 0.5
@@ -85,7 +85,7 @@ class Settings:
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} must be above 0, got {value}")
         if len(self.strength) != 2 or not 0 < self.strength[0] <= self.strength[1] < math.inf:
-            raise ConfigError(f"strength must be two numbers 0 < start <= stop, such as 1e-4,1e-1; got {self.strength}")
+            raise ConfigError(f"strength must be two numbers 0 < start <= stop, such as 1e-3,0.3; got {self.strength}")
         if not 0 <= self.gamma < 1:
             raise ConfigError(f"gamma must be in [0, 1), got {self.gamma}")
         for name, choices in (

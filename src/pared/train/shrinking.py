@@ -21,7 +21,9 @@ STREAM = 2
 def shrink(context: Context, snapshots: list[Point]) -> float:
     """Add one snapshot per epoch to `snapshots`, as they come; return the seconds over all sittings.
 
-    The run ends early once three epochs in a row have lost more than half of the best lead over the baseline.
+    The run ends early once three epochs in a row of its second half have lost more than half of that half's best lead
+    over the baseline. The first half does not count: a network too large for its data may do badly and recover as it
+    shrinks.
     """
     generator = generator_for(context.settings.seed, STREAM)
     session = bind(context, generator)
@@ -29,7 +31,7 @@ def shrink(context: Context, snapshots: list[Point]) -> float:
     seconds = _resume(context, session, generator, snapshots)
     began = time.perf_counter() - seconds
     for epoch in range(len(snapshots), context.epochs):
-        if _collapsed(snapshots, context.baseline):
+        if _collapsed(snapshots[context.epochs // 2 :], context.baseline):
             break
         session.strength = path.at(epoch / max(1, context.epochs - 1))
         snapshots.append(_epoch(context, session, generator, epoch, began))
@@ -68,11 +70,11 @@ def _epoch(context: Context, session: Session, generator: torch.Generator, epoch
     loss = train_epoch(model, optimizer, train, batch_size=context.batch_size, generator=generator, session=session)
     _, val = context.narrow(session.inputs)
     outputs = predict(session.model, val.x)
-    score = context.score(outputs, val.y, val.w)
-    point = Point(freeze(session.realize()), session.inputs.cpu().clone(), score, epoch, session.strength)
+    score, val_loss = context.score(outputs, val.y, val.w), mean_loss(outputs, val)
+    point = Point(freeze(session.realize()), session.inputs.cpu().clone(), score, val_loss, epoch, session.strength)
     for event in session.events[known:]:
         context.report_event(event, epoch, before)
-    figures = {"strength": session.strength, "loss": loss, "val_score": score, "val_loss": mean_loss(outputs, val)}
+    figures = {"strength": session.strength, "loss": loss, "val_score": score, "val_loss": val_loss}
     context.report("shrink", epoch, point.model, **figures, seconds=time.perf_counter() - began)
     return point
 

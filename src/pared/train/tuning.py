@@ -2,64 +2,78 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import nn
 
 from pared.train.arrays import Arrays, predict
 from pared.train.checkpoint import generator_for
 from pared.train.context import Context
-from pared.train.loop import adam, train_epoch
+from pared.train.loop import adam, mean_loss, train_epoch
 from pared.train.point import Point, freeze
 
 STREAM, REFIT_STREAM = 1_000, 100_000
 
 
 def tune(context: Context, points: Sequence[Point]) -> Iterator[Point]:
-    """Yield each point fine-tuned on the training rows and scored anew on validation.
+    """Yield each point fine-tuned on the training rows, as it was after the epoch of the least validation loss.
 
-    The network after the last epoch is taken, not the best epoch: a small validation set would flatter the latter.
+    The loss decides and not the score, which on few validation rows would flatter a lucky epoch; a network that only
+    gets worse is left as it was.
     """
     for number, point in enumerate(points):
         context.observer.note(f"fine-tuning {number + 1} of {len(points)}: {point.params:,} parameters")
-        train, val = context.narrow(point.inputs)
-        tuned = _train_on(context, point, train, f"tuned/{point.epoch:04d}", STREAM)
-        if tuned.tuned:
-            tuned.score = context.score(predict(tuned.model.to(val.x.device), val.x), val.y, val.w)
-            tuned.model.to("cpu")
-        yield tuned
+        name = f"tuned/{point.epoch:04d}"
+        saved = context.load(name)
+        best = Point.from_state(saved) if saved is not None else _tune_one(context, point)
+        if saved is None:
+            context.save(name, best.state())
+        yield best
 
 
 def refit(context: Context, points: Sequence[Point], snapshots: Sequence[Point], rows: Arrays) -> Iterator[Point]:
-    """Yield each point with its fine-tuning repeated on all of `rows` (training and validation).
+    """Yield each point with its fine-tuning repeated on all of `rows` (training and validation), for as many epochs.
 
-    Validation has chosen everything by then; the score stays that of the twin that never saw the validation rows.
+    Validation has chosen everything by then; score and loss stay those of the twin that never saw its rows.
     """
     start = {snapshot.epoch: snapshot for snapshot in snapshots}
     for number, point in enumerate(points):
         context.observer.note(f"last fit {number + 1} of {len(points)}: {point.params:,} parameters")
+        name = f"refit/{point.epoch:04d}"
+        saved = context.load(name)
+        if saved is not None or not point.tuned:
+            yield point if saved is None else Point.from_state(saved)
+            continue
         data = rows if len(point.inputs) == context.features else rows.columns(point.inputs)
-        fitted = _train_on(context, start[point.epoch], data, f"refit/{point.epoch:04d}", REFIT_STREAM)
-        fitted.score = point.score
+        epochs = _cycle(context, start[point.epoch], data, REFIT_STREAM)
+        fitted = replace(point, model=freeze(next(model for epoch, model in epochs if epoch == point.tuned)))
+        context.save(name, fitted.state())
         yield fitted
 
 
-def _train_on(context: Context, point: Point, data: Arrays, name: str, stream: int) -> Point:
-    """One learning-rate cycle of the point's network on `data`, from a checkpoint where it is done already."""
-    saved = context.load(name)
-    if saved is not None:
-        return Point.from_state(saved)
+def _tune_one(context: Context, point: Point) -> Point:
+    train, val = context.narrow(point.inputs)
+    best = point
+    for epoch, model in _cycle(context, point, train, STREAM):
+        outputs = predict(model, val.x)
+        loss = mean_loss(outputs, val)
+        if loss < best.loss:
+            kept = freeze(copy.deepcopy(model))
+            best = replace(point, model=kept, score=context.score(outputs, val.y, val.w), loss=loss, tuned=epoch)
+    return best
+
+
+def _cycle(context: Context, point: Point, data: Arrays, stream: int) -> Iterator[tuple[int, nn.Sequential]]:
+    """Train the point's network on `data` over one learning-rate cycle; yield it after each epoch, from 1 on."""
     settings = context.settings
     assert settings.fine_tune is not None
-    if settings.fine_tune == 0:
-        return point
     generator = generator_for(settings.seed, stream + point.epoch)
     model = copy.deepcopy(point.model).to(settings.device)
     optimizer = adam(model, lr=settings.lr, weight_decay=settings.weight_decay)
-    steps = settings.fine_tune * max(1, len(data) // context.batch_size)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * settings.lr, total_steps=steps + 1, pct_start=0.1)
     size = context.batch_size
-    for _ in range(settings.fine_tune):
+    steps = settings.fine_tune * max(1, len(data) // size) + 1
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * settings.lr, total_steps=steps, pct_start=0.1)
+    for epoch in range(1, settings.fine_tune + 1):
         train_epoch(model, optimizer, data, batch_size=size, generator=generator, after_step=cycle.step)
-    tuned = Point(freeze(model), point.inputs, point.score, point.epoch, point.strength, tuned=True)
-    context.save(name, tuned.state())
-    return tuned
+        yield epoch, model

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RepeatedKFold, RepeatedStratifiedKFold
 
@@ -34,7 +35,7 @@ def folds(name: str, repeats: int) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]
     frame = load_table(name).frame
     kind = detect_task(frame, [TARGET]).kind
     kfold: Any = RepeatedStratifiedKFold if kind == "classification" else RepeatedKFold
-    for train, test in kfold(n_splits=5, n_repeats=repeats, random_state=0).split(frame, frame[TARGET]):
+    for train, test in kfold(n_splits=5, n_repeats=repeats, random_state=2026).split(frame, frame[TARGET]):
         yield frame.iloc[train].reset_index(drop=True), frame.iloc[test].reset_index(drop=True)
 
 
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--most", type=int, help="parameters of the small network; 2000, or 400 for adult")
     arguments = parser.parse_args()
+    torch.set_flush_denormal(True)
     results = {}
     for name in arguments.names:
         if name == "adult":

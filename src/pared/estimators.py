@@ -34,7 +34,7 @@ class _Pared(BaseEstimator):
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float = 2e-3,
-        weight_decay: float = 0.0,
+        weight_decay: float = 1e-3,
         strength: tuple[float, float] = (1e-3, 3e-1),
         select: str = "features",
         fine_tune: int | None = None,

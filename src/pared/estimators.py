@@ -14,6 +14,7 @@ from pared.data.task import Task
 from pared.measure.judge import Judge, arrays, softmax
 from pared.measure.latency import threads
 from pared.measure.metrics import resolve_metric
+from pared.train.arrays import balanced
 from pared.train.context import Context
 from pared.train.learner import Front, learn_front
 from pared.train.point import Point
@@ -82,9 +83,7 @@ class _Pared(BaseEstimator):
         train, val = self._parts(encoded, y, weights, settings.seed)
         rows = arrays(train)
         if settings.class_weights is not None and task.kind == "classification":
-            counts = torch.bincount(rows.y, minlength=task.outputs).clamp(min=1)
-            balanced = (len(rows) / counts.float())[rows.y] * (1.0 if rows.w is None else rows.w)
-            rows = type(rows)(rows.x, rows.y, balanced / balanced.mean())
+            rows = balanced(rows, task.outputs)
         context = Context(rows, arrays(val), task.outputs, settings, judge.score, judge.baseline(train, val))
         with threads(settings.threads):
             front = learn_front(context)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import platform
-import shlex
 import shutil
 import tempfile
 import time
@@ -25,7 +24,8 @@ from pared.measure.latency import threads
 from pared.measure.metrics import resolve_metric
 from pared.measure.references import fit_references
 from pared.measure.worth import column_records
-from pared.run import Run
+from pared.run import Run, write_summary
+from pared.train.arrays import Arrays, balanced
 from pared.train.checkpoint import load_state
 from pared.train.context import Context, Observer
 from pared.train.folder import RunFolder
@@ -88,10 +88,11 @@ def fit(
     _check_device(settings.device)
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="pared-"))
     config = _config(table, tested, targets, problem, settings, weights, drop, command or _command(data, targets))
-    if resume and (path / "summary.json").exists():
-        RunFolder.claim(path, config, resume=True)
-        return Run.open(path)
     folder = RunFolder.claim(path, config, resume=resume)
+    if resume and (path / "summary.json").exists():
+        run = Run.open(path)
+        if not run.summary["interrupted"]:
+            return run
     with threads(settings.threads):
         return _learn(problem, Judge(problem.task, metric), settings, folder, observer or Observer(), config, began)
 
@@ -133,12 +134,11 @@ def _learn(
         "interrupted": front.interrupted,
         "data": _about_data(problem, config),
     }
-    from pared.run import write_summary
-
     write_summary(folder, summary)
     run = Run.open(folder.path)
     run.report()
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    if not front.interrupted:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return run
 
 
@@ -234,16 +234,14 @@ def _standard_error(problem: Problem, judge: Judge, front: Front) -> float:
     return (high - low) / (2 * 1.96)
 
 
-def _weighted(problem: Problem, settings: Settings) -> Any:
+def _weighted(problem: Problem, settings: Settings) -> Arrays:
     """Training rows with row weights times class weights, mean 1."""
     rows = arrays(problem.train)
     if settings.class_weights is None:
         return rows
     if problem.task.kind != "classification":
         raise ConfigError("class_weights balance classes, and this is a regression; leave them out")
-    counts = torch.bincount(rows.y, minlength=problem.task.outputs).clamp(min=1)
-    weights = (len(rows) / counts.float())[rows.y] * (1.0 if rows.w is None else rows.w)
-    return dataclasses.replace(rows, w=weights / weights.mean())
+    return balanced(rows, problem.task.outputs)
 
 
 def _recording(folder: RunFolder, observer: Observer, problem: Problem) -> Observer:
@@ -333,8 +331,3 @@ def _about_data(problem: Problem, config: dict[str, Any]) -> dict[str, Any]:
         "inputs": len(problem.encoder.inputs),
         "warnings": list(problem.warnings),
     }
-
-
-def shell(words: Sequence[str]) -> str:
-    """Return a command line as one would type it."""
-    return shlex.join(words)

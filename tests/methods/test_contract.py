@@ -152,6 +152,31 @@ def test_switches_stand_after_norms_and_never_after_the_last_layer() -> None:
     assert kinds == ["Linear", "BatchNorm1d", "Switch", "ReLU", "Linear", "Switch", "Tanh", "Linear"]
 
 
+def test_biases_made_by_folding_are_resumed_in_order() -> None:
+    def bound_sigmoid() -> Session:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [
+                nn.Linear(12, 9),
+                nn.Sigmoid(),
+                nn.Linear(9, 9, bias=False),
+                nn.Sigmoid(),
+                nn.Linear(9, 2, bias=False),
+            ]
+        model = nn.Sequential(*layers)
+        method = Shrink(strength=0.05, init="uniform")
+        generator = torch.Generator().manual_seed(1)
+        return method.bind(model, OPTIMIZERS["Adam"](model), task()[0][:1], steps_per_epoch=STEPS, generator=generator)
+
+    session, other = bound_sigmoid(), bound_sigmoid()
+    run(session, 100)
+    assert len(session.created) == 2
+    other.load_state_dict(copy.deepcopy(session.state_dict()))
+    for one in (session, other):
+        run(one, 40, start=100)
+    same_model(session.model, other.model)
+
+
 def test_strength_can_be_turned_and_amp_scales() -> None:
     session = bound(CASES["shrink"])
     session.strength = 0.0

@@ -1,6 +1,6 @@
 """The few hooks through which every method is driven, by our loop or a person's own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,6 +53,7 @@ class Session:
         self.averaged: list[nn.Module] = []
         self.steps = 0
         self.events: list[Event] = []
+        self.created: list[str] = []
         self.on_event: Callable[[Event], None] = self.events.append
 
     @property
@@ -98,7 +99,9 @@ class Session:
         plan = surgery.make_plan(graph, self.model, keep)
         sizes = {space.name: space.size for space in graph.spaces}
         live = {space.name: self.switches[name].live_channels().tolist() for name, space in graph.switched().items()}
+        before = {name for name, _ in self.model.named_parameters()}
         surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
+        self.created += [item.bias for item in plan.constants if item.bias not in before]
         for name in keep:
             dead = tuple(sorted(set(range(sizes[name])) - set(live[name])))
             self.on_event(Event(self.steps, name, len(dead), len(live[name]), dead))
@@ -115,6 +118,7 @@ class Session:
             "steps": self.steps,
             "strength": self.strength,
             "events": [asdict(event) for event in self.events],
+            "created": list(self.created),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -129,24 +133,26 @@ class Session:
             raise RunError(
                 f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
             )
-        surgery.apply(self._resize_to(state["model"]), self.model, optimizer=self.optimizer, ema=self.averaged)
+        plan = self._resize_to(state["model"], state["created"])
+        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.strength = state["steps"], state["strength"]
+        self.created[:] = state["created"]
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
 
-    def _resize_to(self, saved: Mapping[str, Tensor]) -> surgery.Plan:
+    def _resize_to(self, saved: Mapping[str, Tensor], created: Sequence[str]) -> surgery.Plan:
         """The plan that cuts every tensor to its saved shape; what it keeps is no matter, it is overwritten."""
         mine = self.model.state_dict()
-        missing = mine.keys() ^ saved.keys()
+        missing = mine.keys() ^ (saved.keys() - set(created))
         if missing:
             raise RunError(
                 f"the saved session does not fit this network: {min(missing)!r} is in one of them only; "
                 "build the network it was saved from"
             )
         gathers = []
-        for name, new in saved.items():
-            old = mine[name]
+        for name, old in mine.items():
+            new = saved[name]
             if old.ndim != new.ndim or any(n > o for n, o in zip(new.shape, old.shape, strict=True)):
                 raise RunError(
                     f"the saved session does not fit this network: {name!r} is {tuple(new.shape)} there "
@@ -163,7 +169,9 @@ class Session:
             for module, attribute in space.attributes:
                 slot = next(slot for slot in space.slots)
                 resizes.append(surgery.Resize(module, attribute, saved[slot.tensor].shape[slot.axis]))
-        return surgery.Plan(tuple(gathers), (), tuple(resizes))
+        # Biases that folding made are made again, empty and in the same order, which is the optimizer's.
+        biases = [surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created]
+        return surgery.Plan(tuple(gathers), tuple(biases), tuple(resizes))
 
 
 def updates_per_removal(every: int | str, steps_per_epoch: int | None) -> int:

@@ -34,6 +34,13 @@ class Arrays:
         return Arrays(self.x[index], self.y[index], None if self.w is None else self.w[index])
 
 
+def balanced(rows: Arrays, classes: int) -> Arrays:
+    """Return the rows with weights under which every class counts alike, times their own weights, mean 1."""
+    counts = torch.bincount(rows.y, minlength=classes).clamp(min=1)
+    weights = (len(rows) / counts.to(rows.x.dtype))[rows.y] * (1.0 if rows.w is None else rows.w)
+    return Arrays(rows.x, rows.y, weights / weights.mean())
+
+
 def criterion(outputs: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
     """Return the mean loss, a scalar: cross-entropy for integer `y`, else squared error averaged over targets.
 

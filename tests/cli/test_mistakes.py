@@ -220,8 +220,8 @@ def test_the_generated_script_needs_no_pared_and_agrees(finished: Path) -> None:
         np.testing.assert_allclose([a["probabilities"]["p"] for a in got], expected["probability of p"], atol=1e-6)
 
 
-def test_killed_runs_resume_bit_equally(finished: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle, then --resume: the same weights as the run that was left alone."""
+def start(finished: Path, folder: Path, *more: str) -> tuple[list[str], subprocess.Popen[str]]:
+    """Start the finished run's twin in `folder` and wait until it has begun to shrink."""
     words = [
         sys.executable,
         "-m",
@@ -234,15 +234,19 @@ def test_killed_runs_resume_bit_equally(finished: Path, tmp_path: Path) -> None:
         "run",
         "--hidden",
         "8,8",
-        "--epochs",
-        "30",
         "--lr",
         "0.02",
+        *more,
     ]
-    process = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    state = tmp_path / "run/checkpoints/shrink.safetensors"
-    while process.poll() is None and not state.exists():
+    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not (folder / "run/checkpoints/shrink.safetensors").exists():
         pass
+    return words, process
+
+
+def test_killed_runs_resume_bit_equally(finished: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle, then --resume: the same weights as the run that was left alone."""
+    words, process = start(finished, tmp_path, "--epochs", "30")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     done = subprocess.run([*words, "--resume", "--quiet"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -254,6 +258,19 @@ def test_killed_runs_resume_bit_equally(finished: Path, tmp_path: Path) -> None:
     lines = [(p / "run/metrics.jsonl").read_text().splitlines() for p in (finished, tmp_path)]
     strip = [[{**json.loads(line), "seconds": 0} for line in part] for part in lines]
     assert strip[0] == strip[1]
+
+
+def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(finished: Path, tmp_path: Path) -> None:
+    words, process = start(finished, tmp_path, "--epochs", "2000")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["interrupted"]
+    assert summary["front"]
+    assert (tmp_path / "run/report.html").exists()
+    assert (tmp_path / "run/checkpoints/shrink.safetensors").exists()
 
 
 def test_help_and_import_are_light() -> None:

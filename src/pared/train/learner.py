@@ -15,6 +15,8 @@ from pared.train.tuning import refit, tune
 #: Snapshots above this share of the start's parameters, and this many, are reported as they are: tuning them costs
 #: more than it gives.
 TUNE_BELOW, TUNE_ANYWAY = 0.05, 20_000
+#: A network that has hardly shrunk is no point of the front: the dense reference stands for its size.
+SHRUNK = 0.5
 
 
 @dataclass
@@ -44,7 +46,8 @@ def learn_front(context: Context) -> Front:
             raise
         seconds["shrink"], interrupted = time.perf_counter() - began, True
     began = time.perf_counter()
-    points = candidates(snapshots)
+    shrunk = [point for point in snapshots if point.params <= SHRUNK * dense.params]
+    points = candidates(shrunk or snapshots)
     try:
         if not interrupted:
             points = front(_tuned(context, dense, points))

@@ -261,7 +261,7 @@ def test_killed_runs_resume_bit_equally(finished: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(finished: Path, tmp_path: Path) -> None:
-    words, process = start(finished, tmp_path, "--epochs", "2000")
+    _, process = start(finished, tmp_path, "--epochs", "2000")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130

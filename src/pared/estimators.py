@@ -7,7 +7,9 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch.func import functional_call
 
+from pared.data.encode import CLIP
 from pared.data.problem import Part
 from pared.data.split import split_rows
 from pared.data.task import Task
@@ -123,13 +125,16 @@ class _Pared(BaseEstimator):
         self.feature_importances_ = importances / total if total > 0 else importances
 
     def _encode(self, x: np.ndarray) -> np.ndarray:
-        return np.clip((x - self.mean_) / self.scale_, -8.0, 8.0).astype(np.float32)
+        return np.clip((x - self.mean_) / self.scale_, -CLIP, CLIP).astype(np.float32)
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         x: Any = validate_data(self, X, reset=False, dtype=np.float64)
+        inputs = torch.from_numpy(self._encode(x)[:, self.inputs_]).double()
+        # In float64, so that a row's answer does not depend on the rows beside it beyond the last digits.
+        weights = {name: value.double() for name, value in self.model_.state_dict().items()}
         with torch.inference_mode():
-            return self.model_(torch.from_numpy(self._encode(x)[:, self.inputs_])).numpy()
+            return functional_call(self.model_, weights, (inputs,)).numpy()
 
 
 class ParedClassifier(ClassifierMixin, _Pared):

@@ -11,8 +11,9 @@ import pandas as pd
 from pared.errors import DataError
 
 VERSION = 1
-#: Standardised numbers are cut off here, so that one wild value cannot dominate a prediction.
-CLIP = 8.0
+#: Standardised numbers are cut off here: far enough out for the heavy tails of money and counts, near enough that one
+#: wild value cannot dominate a prediction.
+CLIP = 20.0
 #: At most so many one-hot inputs a column; rarer levels share one "other" input.
 MAX_LEVELS = 256
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "days")

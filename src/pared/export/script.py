@@ -123,7 +123,14 @@ def load(stem="model"):
 
 if __name__ == "__main__":
     with open(sys.argv[1], newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
-    for answer in load(*sys.argv[2:3]).predict(rows):
+        first = file.readline()
+        file.seek(0)
+        delimiter = max(",;\\t|", key=first.count)
+        rows = list(csv.DictReader(file, delimiter=delimiter, skipinitialspace=True))
+    try:
+        answers = load(*sys.argv[2:3]).predict(rows)
+    except ValueError as error:
+        sys.exit(f"{sys.argv[1]}: {error}")
+    for answer in answers:
         print(json.dumps(answer, ensure_ascii=False))
 ''')

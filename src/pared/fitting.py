@@ -120,6 +120,13 @@ def _learn(
         folder.checkpoints,
         _recording(folder, observer, problem),
     )
+    reach = context.epochs * context.steps_per_epoch * settings.lr
+    if settings.switch_init == "ones" and reach < 1.5:
+        observer.note(
+            f"warning: {context.epochs * context.steps_per_epoch} steps of {settings.lr:g} can hardly bring a "
+            "switch from 1 to 0, "
+            "so little will die; raise --epochs or --lr"
+        )
     folder.truncate(_finished_epochs(folder))
     front = learn_front(context)
     summary = _measure(problem, judge, settings, front, folder, observer)

@@ -273,6 +273,21 @@ def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(finished: Path, 
     assert (tmp_path / "run/checkpoints/shrink.safetensors").exists()
 
 
+def test_too_few_steps_a_taken_file_and_damaged_checkpoints(finished: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copy(finished / "good.csv", tmp_path)
+    code, _, err = run("fit", "good.csv", "--target", "y", "--out", "good.csv/run", *QUICK)
+    assert (code, "cannot be created" in err) == (2, True)
+    words = ("fit", "good.csv", "--target", "y", "--out", "run", *QUICK)
+    code, _, err = run(*words, "--quiet")
+    assert code == 0
+    assert "can hardly bring a switch from 1 to 0" in err
+    (tmp_path / "run/summary.json").unlink()
+    (tmp_path / "run/checkpoints").mkdir()
+    (tmp_path / "run/checkpoints/dense.safetensors").write_bytes(b"not a checkpoint at all")
+    code, _, err = run(*words, "--resume")
+    assert (code, "cannot be read as a checkpoint" in err) == (2, True)
+
+
 def test_help_and_import_are_light() -> None:
     code = "import sys; from typer.testing import CliRunner; from pared.cli.app import app; r = CliRunner().invoke(app, ['fit', '--help']); assert r.exit_code == 0, r; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

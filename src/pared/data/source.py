@@ -1,6 +1,7 @@
 """One door for data: a path, a built-in name, openml:ID, or a frame."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def _openml(name: str) -> tuple[pd.DataFrame, str | None]:
     if not number.isdigit():
         raise DataError(f"{name}: expected openml: and the number of a data set, such as openml:1590")
     try:
-        bunch: Any = fetch_openml(data_id=int(number), as_frame=True, parser="auto")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # each try without a network warns; one sentence is enough
+            bunch: Any = fetch_openml(data_id=int(number), as_frame=True, parser="auto", n_retries=1)
     except (URLError, OSError, ValueError) as error:
         raise DataError(
             f"{name} could not be fetched ({error}); check the number and the network, or give a file"

@@ -13,7 +13,6 @@ from pared import ParedClassifier, ParedRegressor
 QUICK: dict[str, Any] = {"hidden": (16,), "epochs": 40, "batch_size": 16, "lr": 0.02, "fine_tune": 10}
 EXPECTED = {
     "check_sample_weight_equivalence_on_dense_data": "mini-batches and the split see a repeated row twice, a weighted row once",
-    "check_sample_weights_invariance": "the same",
 }
 
 

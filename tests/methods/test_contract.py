@@ -215,6 +215,9 @@ def test_binding_at_the_wrong_time_or_place_is_refused() -> None:
         Shrink().bind(model, optimizer, x[:1, :5], steps_per_epoch=1)
     with pytest.raises(SurgeryError, match="expected an nn.Sequential"):
         Shrink().bind(nn.Linear(2, 2), optimizer, x[:1], steps_per_epoch=1)
+    for refused in (torch.optim.LBFGS(model.parameters()), torch.optim.Adafactor(model.parameters())):
+        with pytest.raises(SurgeryError, match=type(refused).__name__):
+            Shrink().bind(model, refused, x[:1], steps_per_epoch=1)
     assert len(model) == 5
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
     with pytest.raises(ConfigError, match="before making the scheduler"):

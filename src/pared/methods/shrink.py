@@ -66,6 +66,7 @@ class Shrink:
         every = updates_per_removal(self.every, steps_per_epoch)
         graph = surgery.sequential_graph(model)
         assert isinstance(model, nn.Sequential)
+        surgery.check_optimizer(optimizer)
         if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
             raise ConfigError(
                 "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "

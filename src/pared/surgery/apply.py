@@ -37,7 +37,7 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
     Raises:
         SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
     """
-    _refuse_unknown_optimizer(optimizer)
+    check_optimizer(optimizer)
     drafts = [(target, _draft(plan, target)) for target in (model, *ema)]
     states = _draft_states(model, drafts[0][1], optimizer) if optimizer is not None else {}
     undo: list[Undo] = []
@@ -61,13 +61,18 @@ def gather(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
     return taken
 
 
-def _refuse_unknown_optimizer(optimizer: Optimizer | None) -> None:
-    # Their state is one flat vector over all parameters, which no per-axis gather can follow.
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise SurgeryError(
-            "LBFGS keeps one history over all parameters, which cannot follow a removal; use SGD, Adam or another "
-            "optimizer"
-        )
+def check_optimizer(optimizer: Optimizer | None) -> None:
+    """Raise a SurgeryError for an optimizer whose state cannot follow a removal axis by axis, by name."""
+    reasons = {
+        "LBFGS": "keeps one history over all parameters",
+        "Adafactor": "keeps factors of rows and columns instead of one number a weight",
+        "Muon": "makes each update from the whole matrix and takes no vectors such as switches",
+        "SparseAdam": "takes sparse gradients only",
+    }
+    for name, reason in reasons.items():
+        kind = getattr(torch.optim, name, None)
+        if kind is not None and isinstance(optimizer, kind):
+            raise SurgeryError(f"{name} {reason}, so it cannot follow a removal; use SGD, Adam or another optimizer")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

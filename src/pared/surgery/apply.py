@@ -262,8 +262,9 @@ def _commit_optimizer(
             undo.append(partial(group["param_names"].__setitem__, slice(None), list(group["param_names"])))
             group["param_names"] += created
         for old in before:
-            state = optimizer.state.pop(old, None) if id(old) in draft.parameters else None
+            state = optimizer.state.get(old) if id(old) in draft.parameters else None
             if state is not None:
                 new = draft.parameters[id(old)]
                 undo += [partial(optimizer.state.__setitem__, old, state), partial(optimizer.state.pop, new, None)]
                 optimizer.state[new] = states[id(old)]
+                del optimizer.state[old]

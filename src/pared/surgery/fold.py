@@ -10,6 +10,7 @@ from pared.nn import Select, Switch
 from pared.surgery.graph import leaves, sequential_graph
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Sequential:
     """Return a new, plain `nn.Sequential` that computes what `model` computes in evaluation, without its switches.

@@ -70,21 +70,7 @@ class Shrink:
         every = updates_per_removal(self.every, steps_per_epoch)
         graph = surgery.sequential_graph(model)
         assert isinstance(model, nn.Sequential)
-        if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-            raise ConfigError(
-                "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
-                "the scheduler"
-            )
-        if graph.switched():
-            raise SurgeryError(
-                "the network already holds switches; bind a network once, or use session.load_state_dict to go on"
-            )
-        if example.shape[-1] != graph.spaces[0].size:
-            raise SurgeryError(
-                f"the example has {example.shape[-1]} features and the network takes {graph.spaces[0].size}; "
-                "pass one batch of its inputs"
-            )
-        surgery.refuse_optimizer(optimizer)
+        _check(graph, optimizer, example)
         self._insert(model, self._places(model, graph, generator))
         switches = {name: module for name, module in surgery.leaves(model) if isinstance(module, Switch)}
         for switch in switches.values():
@@ -155,3 +141,22 @@ def _insert_at(parent: nn.Sequential, position: int, module: nn.Module, name: st
     items.insert(position, (name, module))
     parent._modules.clear()
     parent._modules.update(items)
+
+
+def _check(graph: surgery.Graph, optimizer: Optimizer, example: Tensor) -> None:
+    """Refuse what would fail later, before anything is changed."""
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        raise ConfigError(
+            "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
+            "the scheduler"
+        )
+    if graph.switched():
+        raise SurgeryError(
+            "the network already holds switches; bind a network once, or use session.load_state_dict to go on"
+        )
+    if example.shape[-1] != graph.spaces[0].size:
+        raise SurgeryError(
+            f"the example has {example.shape[-1]} features and the network takes {graph.spaces[0].size}; "
+            "pass one batch of its inputs"
+        )
+    surgery.refuse_optimizer(optimizer)

@@ -81,12 +81,7 @@ def sequential_graph(model: nn.Module) -> Graph:
     modules = leaves(model)
     _refuse_overridden(model, modules)
     _refuse_ties(model)
-    stateful = [id(module) for _, module in modules if not isinstance(module, ELEMENTWISE)]
-    if len(set(stateful)) < len(stateful):
-        raise SurgeryError(
-            "a layer with weights appears twice in the nn.Sequential; removing its channels is not understood, give each place "
-            "its own"
-        )
+    _refuse_twice(modules)
     spaces: list[Space] = []
     current: Space | None = None
     linears = 0
@@ -131,6 +126,15 @@ def _refuse_overridden(model: nn.Sequential, modules: list[tuple[str, nn.Module]
                 f"layer {name!r} computes its weight from other tensors (a parametrization or a mask), which is not "
                 "understood here; make the weight a plain parameter first"
             )
+
+
+def _refuse_twice(modules: list[tuple[str, nn.Module]]) -> None:
+    stateful = [id(module) for _, module in modules if not isinstance(module, ELEMENTWISE)]
+    if len(set(stateful)) < len(stateful):
+        raise SurgeryError(
+            "a layer with weights appears twice in the nn.Sequential; removing its channels is not understood, give each place "
+            "its own"
+        )
 
 
 def _refuse_ties(model: nn.Module) -> None:

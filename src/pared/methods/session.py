@@ -1,5 +1,6 @@
 """The few hooks through which every method is driven, by our loop or a person's own."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -34,8 +35,8 @@ class Session:
     """A method bound to a model and its optimizer.
 
     Inside a step: `with session.batch(y)`, add `session.penalty()` to the loss, backward, `session.step()`, then
-    `optimizer.zero_grad()`. `strength` may be changed at any time. `events` says what died, when; `steps` counts
-    optimizer steps.
+    `optimizer.zero_grad()`. `strength` may be changed at any time. `events` says what died, when, and
+    `on_event` is called with each; `steps` counts optimizer steps.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Session:
         self.steps = 0
         self.events: list[Event] = []
         self.created: list[str] = []
-        self.on_event: Callable[[Event], None] = self.events.append
+        self.on_event: Callable[[Event], None] = _ignore
 
     @property
     def inputs(self) -> Tensor:
@@ -65,8 +66,19 @@ class Session:
         return torch.arange(surgery.sequential_graph(self.model).spaces[0].size)
 
     def follow(self, averaged: nn.Module) -> None:
-        """Let every later removal also happen in `averaged`, a copy of the bound model or an `AveragedModel` of it."""
-        self.averaged.append(averaged.module if isinstance(averaged, AveragedModel) else averaged)
+        """Let every later removal also happen in `averaged`, a copy of the bound model or an `AveragedModel` of it.
+
+        Raises:
+            ConfigError: its tensors have other names or shapes than the bound model's.
+        """
+        module = averaged.module if isinstance(averaged, AveragedModel) else averaged
+        mine, other = self.model.state_dict(), module.state_dict()
+        for name in mine.keys() | other.keys():
+            if name not in mine or name not in other or mine[name].shape != other[name].shape:
+                raise ConfigError(
+                    f"the averaged network differs from the bound one in {name!r}; make the copy after binding"
+                )
+        self.averaged.append(module)
 
     def batch(self, y: Tensor | None = None) -> AbstractContextManager[None]:
         """Open a batch; labels `y` matter to other methods and are free here."""
@@ -77,9 +89,16 @@ class Session:
         """Return strength times the sum of |theta| over all switches, a scalar to add to the loss (equation 2)."""
         return self.strength * l1(switch.theta for switch in self.switches.values())
 
-    def step(self) -> None:
-        """Take the optimizer's step, judge the switches, and remove what is dead when a removal is due."""
-        self.optimizer.step()
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Take the optimizer's step, judge the switches, and remove what is dead when a removal is due.
+
+        With `scaler` the step is taken through it, so that it can be left out when gradients overflowed; call its
+        `update` afterwards, as usual.
+        """
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
         self.steps += 1
         for switch in self.switches.values():
             self.rule.update(switch)
@@ -104,7 +123,8 @@ class Session:
         self.created += [item.bias for item in plan.constants if item.bias not in before]
         for name in keep:
             dead = tuple(sorted(set(range(sizes[name])) - set(live[name])))
-            self.on_event(Event(self.steps, name, len(dead), len(live[name]), dead))
+            self.events.append(Event(self.steps, name, len(dead), len(live[name]), dead))
+            self.on_event(self.events[-1])
 
     def realize(self) -> nn.Sequential:
         """Return a new, plain dense network of the size reached, switches folded in, taking the inputs `inputs`."""
@@ -136,7 +156,7 @@ class Session:
         plan = self._resize_to(state["model"], state["created"])
         surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         self.steps, self.strength = state["steps"], state["strength"]
         self.created[:] = state["created"]
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
@@ -174,12 +194,18 @@ class Session:
         return surgery.Plan(tuple(gathers), tuple(biases), tuple(resizes))
 
 
+def _ignore(event: Event) -> None:
+    pass
+
+
 def updates_per_removal(every: int | str, steps_per_epoch: int | None) -> int:
     """Return how many optimizer steps lie between two removals; `every` is a number of steps or "epoch"."""
     if every == "epoch":
         if steps_per_epoch is None:
             raise ConfigError('every="epoch" needs steps_per_epoch in bind; pass it, or give a number of steps')
+        if steps_per_epoch < 1:
+            raise ConfigError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
         return steps_per_epoch
-    if not isinstance(every, int) or every < 1:
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
         raise ConfigError(f'every must be "epoch" or a number of steps >= 1, got {every!r}')
     return every

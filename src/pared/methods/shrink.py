@@ -1,7 +1,9 @@
 """ShrinkNets: learn the width of every layer with switches (arXiv 1806.03723)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +41,10 @@ class Shrink:
     input_sizes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not self.strength >= 0.0:
-            raise ConfigError(f"strength must be at least 0, got {self.strength}")
+        if not 0.0 <= self.strength < math.inf:
+            raise ConfigError(f"strength must be at least 0 and finite, got {self.strength}")
+        if self.init not in get_args(Init):
+            raise ConfigError(f"init must be one of {', '.join(get_args(Init))}; got {self.init!r}")
         if self.input_sizes is not None and not self.inputs:
             raise ConfigError("input_sizes groups switched inputs, so it needs inputs=True")
 
@@ -66,45 +70,45 @@ class Shrink:
         every = updates_per_removal(self.every, steps_per_epoch)
         graph = surgery.sequential_graph(model)
         assert isinstance(model, nn.Sequential)
-        surgery.check_optimizer(optimizer)
-        if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-            raise ConfigError(
-                "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
-                "the scheduler"
-            )
-        if graph.switched():
-            raise SurgeryError(
-                "the network already holds switches; bind a network once, or use session.load_state_dict to go on"
-            )
-        if example.shape[-1] != graph.spaces[0].size:
-            raise SurgeryError(
-                f"the example has {example.shape[-1]} features and the network takes {graph.spaces[0].size}; "
-                "pass one batch of its inputs"
-            )
-        self._insert(model, graph, generator)
+        _check(graph, optimizer, example)
+        self._insert(model, self._places(model, graph, generator))
         switches = {name: module for name, module in surgery.leaves(model) if isinstance(module, Switch)}
         for switch in switches.values():
             self.rule.attach(switch)
-        optimizer.add_param_group({"params": [s.theta for s in switches.values()], "weight_decay": 0.0})
+        thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]
+        named = any("param_names" in group for group in optimizer.param_groups)
+        params = thetas if named else [theta for _, theta in thetas]
+        optimizer.add_param_group({"params": params, "weight_decay": 0.0})
         return Session(model, optimizer, switches, strength=self.strength, rule=self.rule, every=every)
 
-    def _insert(self, model: nn.Sequential, graph: surgery.Graph, generator: torch.Generator | None) -> None:
-        """Put a switch after each hidden space's Linear or BatchNorm1d (paper: linear, norm, switch, activation)."""
-        for space in reversed(graph.spaces[1:-1]):  # backwards, so that earlier names stay true while inserting
+    def _places(
+        self, model: nn.Sequential, graph: surgery.Graph, generator: torch.Generator | None
+    ) -> list[tuple[nn.Sequential, int, Switch]]:
+        """Where switches go, last place first: after each hidden space's Linear or BatchNorm1d, before its activation.
+
+        The inputs' switch goes behind whatever precedes the first Linear, into which it can then always be folded.
+        """
+        places = []
+        for space in reversed(graph.spaces[1:-1]):
             anchor = space.slots[0].tensor.rpartition(".")[0]
-            after = [name for name in space.chain if isinstance(model.get_submodule(name), nn.BatchNorm1d)]
-            if after and after[0] == space.chain[0]:
-                anchor = after[0]
-            path, _, name = anchor.rpartition(".")
-            parent = model.get_submodule(path)
-            assert isinstance(parent, nn.Sequential)
-            position = list(parent._modules).index(name)
-            parent.insert(position + 1, self._switch(space.size, _weight(model, space), None, generator))
+            if space.chain and isinstance(model.get_submodule(space.chain[0]), nn.BatchNorm1d):
+                anchor = space.chain[0]
+            places.append((*_after(model, anchor), self._switch(space.size, _weight(model, space), None, generator)))
         if self.inputs:
             first = graph.spaces[0]
-            weight = _weight(model, graph.spaces[1])
-            model.insert(0, self._switch(first.size, weight, self.input_sizes, generator))
-            model.insert(0, Select(first.size, device=weight.device))
+            place = _after(model, first.chain[-1]) if first.chain else (model, 0)
+            like = _weight(model, graph.spaces[1])
+            places.append((*place, self._switch(first.size, like, self.input_sizes, generator)))
+        if not places:
+            raise SurgeryError("the network has no hidden layer to shrink; add one, or use inputs=True")
+        return places
+
+    def _insert(self, model: nn.Sequential, places: list[tuple[nn.Sequential, int, Switch]]) -> None:
+        for parent, position, switch in places:  # backwards, so that earlier positions stay true
+            _insert_at(parent, position, switch, "switch")
+        if self.inputs:
+            switch = places[-1][-1]
+            _insert_at(model, 0, Select(switch.channels, device=switch.theta.device), "select")
 
     def _switch(
         self, size: int, like: Tensor, sizes: Sequence[int] | None, generator: torch.Generator | None
@@ -115,3 +119,44 @@ class Shrink:
 def _weight(model: nn.Module, space: surgery.Space) -> Tensor:
     """The weight of the Linear that produces `space`."""
     return model.get_parameter(space.slots[0].tensor)
+
+
+def _after(model: nn.Module, name: str) -> tuple[nn.Sequential, int]:
+    """The parent of the module `name` and the position right behind it."""
+    path, _, key = name.rpartition(".")
+    parent = model.get_submodule(path)
+    assert isinstance(parent, nn.Sequential)
+    return parent, list(parent._modules).index(key) + 1
+
+
+def _insert_at(parent: nn.Sequential, position: int, module: nn.Module, name: str) -> None:
+    """Insert `module`; neighbours known by number are renumbered, those with names keep them."""
+    keys = list(parent._modules)
+    if keys == [str(i) for i in range(len(keys))]:
+        parent.insert(position, module)
+        return
+    while name in keys:
+        name += "_"
+    items = list(parent._modules.items())
+    items.insert(position, (name, module))
+    parent._modules.clear()
+    parent._modules.update(items)
+
+
+def _check(graph: surgery.Graph, optimizer: Optimizer, example: Tensor) -> None:
+    """Refuse what would fail later, before anything is changed."""
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        raise ConfigError(
+            "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
+            "the scheduler"
+        )
+    if graph.switched():
+        raise SurgeryError(
+            "the network already holds switches; bind a network once, or use session.load_state_dict to go on"
+        )
+    if example.shape[-1] != graph.spaces[0].size:
+        raise SurgeryError(
+            f"the example has {example.shape[-1]} features and the network takes {graph.spaces[0].size}; "
+            "pass one batch of its inputs"
+        )
+    surgery.refuse_optimizer(optimizer)

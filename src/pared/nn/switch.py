@@ -88,7 +88,13 @@ class Switch(nn.Module):
         return alive.nonzero().flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of `x`."""
+        """Scale the channels of `x`.
+
+        Raises:
+            ValueError: the axis `dim` has another size.
+        """
+        if not -x.ndim <= self.dim < x.ndim or x.shape[self.dim] != self.channels:
+            raise ValueError(f"expected {self.channels} channels on axis {self.dim}, got shape {tuple(x.shape)}")
         if self.dim in (-1, x.ndim - 1):
             return x * self.factors()
         shape = [1] * x.ndim

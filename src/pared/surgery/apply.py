@@ -15,6 +15,10 @@ from pared.surgery.plan import Constant, Gather, Plan
 Undo = Callable[[], object]
 
 
+#: Optimizers whose step depends on more than each entry's own gradient and state.
+_WHOLE = ("LBFGS", "Adafactor", "Muon")
+
+
 @dataclass
 class _Draft:
     """Everything new, made before anything old is touched."""
@@ -26,6 +30,7 @@ class _Draft:
     old: list[Tensor] = field(default_factory=list)  # keeps the ids above alive
 
 
+@torch.inference_mode(False)
 def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Iterable[nn.Module] = ()) -> None:
     """Apply `plan` to `model`, to the state of `optimizer`, and to each averaged copy in `ema`.
 
@@ -37,7 +42,7 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
     Raises:
         SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
     """
-    check_optimizer(optimizer)
+    refuse_optimizer(optimizer)
     drafts = [(target, _draft(plan, target)) for target in (model, *ema)]
     states = _draft_states(model, drafts[0][1], optimizer) if optimizer is not None else {}
     undo: list[Undo] = []
@@ -61,18 +66,15 @@ def gather(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
     return taken
 
 
-def check_optimizer(optimizer: Optimizer | None) -> None:
-    """Raise a SurgeryError for an optimizer whose state cannot follow a removal axis by axis, by name."""
-    reasons = {
-        "LBFGS": "keeps one history over all parameters",
-        "Adafactor": "keeps factors of rows and columns instead of one number a weight",
-        "Muon": "makes each update from the whole matrix and takes no vectors such as switches",
-        "SparseAdam": "takes sparse gradients only",
-    }
-    for name, reason in reasons.items():
-        kind = getattr(torch.optim, name, None)
-        if kind is not None and isinstance(optimizer, kind):
-            raise SurgeryError(f"{name} {reason}, so it cannot follow a removal; use SGD, Adam or another optimizer")
+def refuse_optimizer(optimizer: Optimizer | None) -> None:
+    """Raise a SurgeryError for an optimizer whose updates of the survivors would change when others are removed."""
+    # One history over all parameters, factored moments, an update of the whole matrix: no per-axis gather can follow.
+    name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in _WHOLE), None)
+    if name is not None and type(optimizer).__module__.startswith("torch."):
+        raise SurgeryError(
+            f"{name} updates each weight by more than its own gradient and history, which cannot follow a removal; "
+            "use SGD, Adam or another optimizer"
+        )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -91,6 +93,8 @@ def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
 @torch.no_grad()
 def _draft(plan: Plan, model: nn.Module) -> _Draft:
     draft, named = _Draft(), _tensors(model)
+    _check_names(plan, model, named)
+    _check_ties(plan, named)
     folded = _folded(plan.constants, named)
     done: dict[int, list[Gather]] = {}
     for name, items in _by_tensor(plan).items():
@@ -115,13 +119,37 @@ def _draft(plan: Plan, model: nn.Module) -> _Draft:
             # Created where there was none: it follows the rows of its layer's weight.
             for item in _by_tensor(plan).get(f"{name.removesuffix('bias')}weight", []):
                 new = gather(new, 0, item.index) if item.axis == 0 else new
-            draft.biases[name] = nn.Parameter(new)
+            frozen = not named[f"{name.removesuffix('bias')}weight"].requires_grad
+            draft.biases[name] = nn.Parameter(new, requires_grad=not frozen)
     return draft
+
+
+def _check_names(plan: Plan, model: nn.Module, named: Mapping[str, Tensor]) -> None:
+    modules = dict(model.named_modules())
+    wanted = [(item.weight, item.weight in named) for item in plan.constants]
+    wanted += [(item.bias, item.bias.rpartition(".")[0] in modules) for item in plan.constants]
+    wanted += [(f"{r.module}.{r.attribute}", hasattr(modules.get(r.module), r.attribute)) for r in plan.resizes]
+    for name, there in wanted:
+        if not there:
+            raise SurgeryError(f"the plan names {name!r}, which the model does not have; make the plan from this model")
+
+
+def _check_ties(plan: Plan, named: Mapping[str, Tensor]) -> None:
+    """A tensor under several names changes at all of them: the plan must ask for that at each, and fold into none."""
+    biases = {item.bias for item in plan.constants}
+    meant = {item.tensor for item in plan.gathers} | biases
+    changed = {id(old): name for name, old in named.items() if name in meant}
+    for name, old in named.items():
+        other = changed.get(id(old), name)
+        if other != name and (name not in meant or biases & {name, other}):
+            raise SurgeryError(f"{name!r} is tied to {other!r}, which the plan changes differently; untie the two")
 
 
 def _check_fit(name: str, old: Tensor, items: list[Gather]) -> None:
     for item in items:
-        if item.axis >= old.ndim or max(item.index, default=-1) >= old.shape[item.axis] or not item.index:
+        if not (
+            0 <= item.axis < old.ndim and item.index and -1 <= min(item.index) <= max(item.index) < old.shape[item.axis]
+        ):
             raise SurgeryError(
                 f"the plan takes entries up to {max(item.index, default=-1)} of axis {item.axis} of {name!r}, "
                 f"whose shape is {tuple(old.shape)}; make the plan from this model"
@@ -228,12 +256,15 @@ def _commit_optimizer(
         undo.append(partial(group["params"].__setitem__, slice(None), before))
         group["params"][:] = [draft.parameters.get(id(p), p) for p in before]
         # A bias that was created belongs where its layer's weight is.
-        group["params"] += [
-            bias for name, bias in draft.biases.items() if any(p is weights[name] for p in group["params"])
-        ]
+        created = {n: bias for n, bias in draft.biases.items() if any(p is weights[n] for p in group["params"])}
+        group["params"] += created.values()
+        if "param_names" in group:
+            undo.append(partial(group["param_names"].__setitem__, slice(None), list(group["param_names"])))
+            group["param_names"] += created
         for old in before:
-            state = optimizer.state.pop(old, None) if id(old) in draft.parameters else None
+            state = optimizer.state.get(old) if id(old) in draft.parameters else None
             if state is not None:
                 new = draft.parameters[id(old)]
                 undo += [partial(optimizer.state.__setitem__, old, state), partial(optimizer.state.pop, new, None)]
                 optimizer.state[new] = states[id(old)]
+                del optimizer.state[old]

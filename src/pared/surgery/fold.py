@@ -10,13 +10,15 @@ from pared.nn import Select, Switch
 from pared.surgery.graph import leaves, sequential_graph
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Sequential:
     """Return a new, plain `nn.Sequential` that computes what `model` computes in evaluation, without its switches.
 
-    A switch goes into the Linear or BatchNorm1d right before it (rows and bias scaled, exact for any sign of theta),
-    else into the Linear right after it (columns scaled). A leading `Select` is left out: the result takes the selected
-    inputs only. Dropout in between does not matter. The original is not changed.
+    A switch goes into the Linear or BatchNorm1d right before it (rows and bias scaled, exact for any sign of theta; a
+    norm without weight and bias gets them), else into the Linear right after it (columns scaled). A leading `Select`
+    is left out: the result takes the selected inputs only. Dropout in between does not matter. The original is not
+    changed.
 
     Raises:
         SurgeryError: a switch stands between two layers that do not scale.
@@ -31,7 +33,7 @@ def fold(model: nn.Module) -> nn.Sequential:
     for position, module in enumerate(modules):
         if isinstance(module, Switch):
             before = next((m for m in reversed(kept) if not isinstance(m, nn.Dropout)), None)
-            if isinstance(before, nn.Linear) or (isinstance(before, nn.BatchNorm1d) and before.affine):
+            if isinstance(before, nn.Linear | nn.BatchNorm1d):
                 _into_rows(module, before)
             elif pending is None and _scales_next(modules[position + 1 :]):
                 pending = module
@@ -45,11 +47,17 @@ def fold(model: nn.Module) -> nn.Sequential:
                 module.weight.mul_(pending.factors())
                 pending = None
             kept.append(module)
-    return nn.Sequential(*kept)
+    folded = nn.Sequential(*kept)
+    folded.training = model.training
+    return folded
 
 
 def _into_rows(switch: Switch, layer: nn.Linear | nn.BatchNorm1d) -> None:
     factors = switch.factors()
+    if isinstance(layer, nn.BatchNorm1d) and not layer.affine:
+        layer.affine = True
+        layer.weight = nn.Parameter(torch.ones_like(factors))
+        layer.bias = nn.Parameter(torch.zeros_like(factors))
     layer.weight.mul_(factors.unsqueeze(1) if isinstance(layer, nn.Linear) else factors)
     if layer.bias is not None:
         layer.bias.mul_(factors)

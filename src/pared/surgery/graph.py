@@ -79,12 +79,9 @@ def sequential_graph(model: nn.Module) -> Graph:
             "network alone"
         )
     modules = leaves(model)
-    stateful = [id(module) for _, module in modules if not isinstance(module, ELEMENTWISE)]
-    if len(set(stateful)) < len(stateful):
-        raise SurgeryError(
-            "a layer with weights appears twice in the nn.Sequential; removing its channels is not understood, give each place "
-            "its own"
-        )
+    _refuse_overridden(model, modules)
+    _refuse_ties(model)
+    _refuse_twice(modules)
     spaces: list[Space] = []
     current: Space | None = None
     linears = 0
@@ -95,6 +92,10 @@ def sequential_graph(model: nn.Module) -> Graph:
             spaces.append(current)
             linears += 1
             current = _produce(name, module, f"hidden {linears}")
+        elif isinstance(module, Select) and current is not None:
+            raise SurgeryError(
+                f"layer {name!r} is a Select, which is understood as the first layer only; move it there"
+            )
         elif isinstance(module, (Select, Switch, nn.BatchNorm1d, *ELEMENTWISE)):
             current = current or _input_space(_width(module, name))
             _follow(current, name, module)
@@ -107,6 +108,44 @@ def sequential_graph(model: nn.Module) -> Graph:
         raise SurgeryError("the nn.Sequential holds no Linear layer, so there is nothing to remove")
     current.name, current.removable = "outputs", False
     return Graph((*spaces, current))
+
+
+def _refuse_overridden(model: nn.Sequential, modules: list[tuple[str, nn.Module]]) -> None:
+    """A subclass that computes something else, or a weight that is computed, is not what its base class says."""
+    nested = [(name or "the network", m) for name, m in model.named_modules() if isinstance(m, nn.Sequential)]
+    known = (nn.Sequential, nn.Linear, nn.BatchNorm1d, *ELEMENTWISE)
+    for name, module in nested + modules:
+        base = next((kind for kind in known if isinstance(module, kind)), None)
+        if base is not None and type(module).forward is not base.forward:
+            raise SurgeryError(
+                f"layer {name!r} is a {type(module).__name__} with a forward of its own, which is not understood here; "
+                f"use a plain {base.__name__}, or leave this network alone"
+            )
+        if isinstance(module, nn.Linear) and "weight" not in module._parameters:
+            raise SurgeryError(
+                f"layer {name!r} computes its weight from other tensors (a parametrization or a mask), which is not "
+                "understood here; make the weight a plain parameter first"
+            )
+
+
+def _refuse_twice(modules: list[tuple[str, nn.Module]]) -> None:
+    stateful = [id(module) for _, module in modules if not isinstance(module, ELEMENTWISE)]
+    if len(set(stateful)) < len(stateful):
+        raise SurgeryError(
+            "a layer with weights appears twice in the nn.Sequential; removing its channels is not understood, give each place "
+            "its own"
+        )
+
+
+def _refuse_ties(model: nn.Module) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = names[id(parameter)]
+        modules = [model.get_submodule(path.rpartition(".")[0]) for path in (first, name)]
+        if modules[0] is not modules[1]:
+            raise SurgeryError(
+                f"{name!r} is tied to {first!r}, so the two layers cannot lose different channels; untie them"
+            )
 
 
 def _width(module: nn.Module, name: str) -> int:

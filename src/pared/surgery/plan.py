@@ -49,7 +49,7 @@ class Plan:
     resizes: tuple[Resize, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.gathers)
+        return bool(self.gathers or self.constants or self.resizes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-able data."""
@@ -104,6 +104,8 @@ def _channels(space: Space, model: nn.Module, factors: tuple[int, ...]) -> tuple
         return factors
     ends = switch.sizes.cumsum(0).tolist()
     sizes = switch.sizes.tolist()
+    if any(not 0 <= factor < len(sizes) for factor in factors):
+        raise SurgeryError(f"factors to keep in {space.name!r} must be within 0..{len(sizes) - 1}; got {factors[:8]}")
     return tuple(channel for factor in factors for channel in range(ends[factor] - sizes[factor], ends[factor]))
 
 
@@ -154,4 +156,5 @@ def _batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
             "track_running_stats=True"
         )
     x = (x - norm.running_mean.to(x)) / (norm.running_var.to(x) + norm.eps).sqrt()
-    return x if norm.weight is None else x * norm.weight.to(x) + norm.bias.to(x)
+    x = x if norm.weight is None else x * norm.weight.to(x)
+    return x if norm.bias is None else x + norm.bias.to(x)

@@ -1,5 +1,6 @@
 """Nested state in one safetensors file: written whole or not at all, read without running anything."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ def load_state(path: Path) -> dict[str, Any]:
                 raise RunError(f"{path} is no checkpoint of this version of pared; start the run anew without --resume")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return _unpack(json.loads(metadata["state"]), tensors)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(
             f"{path} cannot be read as a checkpoint ({error}); delete it and resume, or start the run anew"
         ) from None
@@ -67,7 +68,8 @@ def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) 
                 os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RunError(
             f"{path} could not be written ({error.strerror}); free some space or choose another --out"
         ) from None

@@ -27,8 +27,8 @@ class Point:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What to compare points by: the score, then the smaller loss."""
-        return self.score, -self.loss
+        """What to compare points by: the score, then the smaller loss; a score that is no number is the worst."""
+        return (-math.inf, -math.inf) if math.isnan(self.score) else (self.score, -self.loss)
 
     @property
     def params(self) -> int:
@@ -80,7 +80,7 @@ def candidates(points: Iterable[Point], *, per_decade: int = 6) -> list[Point]:
 def front(points: Iterable[Point]) -> list[Point]:
     """Return the points that no smaller point equals in score, ties settled by loss; largest first."""
     kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.params, -p.score, p.loss)):
+    for point in sorted(points, key=lambda p: (p.params, -p.rank[0], -p.rank[1])):
         if not kept or point.rank > kept[-1].rank:
             kept.append(point)
     return kept[::-1]

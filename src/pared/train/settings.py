@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from pared.errors import ConfigError
@@ -68,6 +69,7 @@ class Settings:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        self._check_types()
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "strength", tuple(self.strength))
         if not self.hidden or min(self.hidden) < 1:
@@ -78,8 +80,8 @@ class Settings:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         for name in ("weight_decay", "max_drop", "fine_tune", "seed"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"{name} must be at least 0, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be at least 0 and finite, got {value}")
         for name in ("lr", "max_latency", "threshold"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -95,6 +97,23 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}; got {getattr(self, name)!r}")
+
+    def _check_types(self) -> None:
+        whole = ("epochs", "batch_size", "fine_tune", "max_params", "seed", "threads")
+        real = ("lr", "weight_decay", "gamma", "threshold", "max_drop", "max_latency")
+        for names, kind, what in ((whole, Integral, "a whole number"), (real, Real, "a number")):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                    raise ConfigError(f"{name} has a value of the wrong type: expected {what}, got {value!r}")
+        for name, kind, what in (("hidden", Integral, "whole numbers"), ("strength", Real, "two numbers")):
+            values = getattr(self, name)
+            if (
+                isinstance(values, str)
+                or not isinstance(values, Iterable)
+                or not all(isinstance(v, kind) for v in values)
+            ):
+                raise ConfigError(f"{name} has a value of the wrong type: expected {what}, got {values!r}")
 
     def resolved(self, rows: int) -> "Settings":
         """Return the settings with what depends on the number of training rows filled in."""

@@ -28,9 +28,9 @@ def shrink(context: Context, snapshots: list[Point]) -> float:
     generator = generator_for(context.settings.seed, STREAM)
     session = bind(context, generator)
     path = Geometric(*context.settings.strength)
-    seconds = _resume(context, session, generator, snapshots)
+    first, seconds = _resume(context, session, generator, snapshots)
     began = time.perf_counter() - seconds
-    for epoch in range(len(snapshots), context.epochs):
+    for epoch in range(first, context.epochs):
         if _collapsed(snapshots[context.epochs // 2 :], context.baseline):
             break
         session.strength = path.at(epoch / max(1, context.epochs - 1))
@@ -79,17 +79,20 @@ def _epoch(context: Context, session: Session, generator: torch.Generator, epoch
     return point
 
 
-def _resume(context: Context, session: Session, generator: torch.Generator, snapshots: list[Point]) -> float:
+def _resume(
+    context: Context, session: Session, generator: torch.Generator, snapshots: list[Point]
+) -> tuple[int, float]:
+    """The epoch to go on with, which a lost snapshot does not change, and the seconds so far."""
     saved = context.load("shrink")
     if saved is None:
-        return 0.0
+        return 0, 0.0
     session.load_state_dict(saved["session"])
     generator.set_state(saved["generator"])
     for epoch in range(saved["epoch"]):
         snapshot = context.load(f"snapshots/{epoch:04d}")
         if snapshot is not None:
             snapshots.append(Point.from_state(snapshot))
-    return saved["seconds"]
+    return saved["epoch"], saved["seconds"]
 
 
 def _collapsed(snapshots: Sequence[Point], baseline: float) -> bool:

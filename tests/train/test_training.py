@@ -13,7 +13,7 @@ from torch import nn
 from helpers import task
 from pared.errors import ConfigError, RunError
 from pared.train import learner, shrinking
-from pared.train.arrays import Arrays, criterion, predict
+from pared.train.arrays import Arrays, balanced, criterion, predict
 from pared.train.checkpoint import load_state, save_state, write_atomically
 from pared.train.context import Context, Observer
 from pared.train.folder import RunFolder, read_lines
@@ -248,6 +248,20 @@ def test_whole_columns_die_together() -> None:
     assert any(len(p.inputs) < 12 for p in result.points)
     result = learn_front(context(settings=dataclasses.replace(QUICK, select="none", refit=False)))
     assert all(len(p.inputs) == 12 for p in result.points)
+
+
+def test_the_last_fit_keeps_weights_and_balances_the_validation_rows_too() -> None:
+    settings = dataclasses.replace(QUICK, class_weights="balanced")
+    c = context(settings=settings)
+    c.train = balanced(Arrays(c.train.x, c.train.y), 2)
+    rows = learner._both(c)
+    assert c.train.w is not None
+    assert rows.w is not None
+    for label in (0, 1):
+        torch.testing.assert_close(
+            rows.w[300:][c.val.y == label], c.train.w[c.train.y == label][:1].expand(int((c.val.y == label).sum()))
+        )
+    assert learner._both(context()).w is None
 
 
 def test_two_targets_are_regressed() -> None:

@@ -14,7 +14,6 @@ __all__ = [
     "Slot",
     "Space",
     "apply",
-    "check_optimizer",
     "fold",
     "leaves",
     "make_plan",

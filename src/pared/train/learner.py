@@ -52,7 +52,7 @@ def learn_front(context: Context) -> Front:
         if not interrupted:
             points = front(_tuned(context, dense, points))
             if context.settings.refit:
-                rows = _both(context.train, context.val)
+                rows = _both(context)
                 points = list(refit(context, points, snapshots, rows))
                 dense = refit_dense(context, dense, rows)
     except KeyboardInterrupt:
@@ -70,6 +70,14 @@ def _tuned(context: Context, dense: Point, points: list[Point]) -> list[Point]:
     return large + list(tune(context, small))
 
 
-def _both(train: Arrays, val: Arrays) -> Arrays:
-    weights = None if train.w is None or val.w is None else torch.cat([train.w, val.w])
-    return Arrays(torch.cat([train.x, val.x]), torch.cat([train.y, val.y]), weights)
+def _both(context: Context) -> Arrays:
+    """Training and validation rows together; balanced classes weigh on the latter too, which judging leaves as they are."""
+    train, val = context.train, context.val
+    x, y = torch.cat([train.x, val.x]), torch.cat([train.y, val.y])
+    if train.w is None:
+        return Arrays(x, y)
+    weights = torch.ones_like(val.x[:, 0]) if val.w is None else val.w
+    if context.settings.class_weights == "balanced":
+        total = torch.zeros(context.outputs, device=x.device).index_add_(0, train.y, train.w)
+        weights = weights * (total / torch.bincount(train.y, minlength=context.outputs).clamp(min=1))[val.y]
+    return Arrays(x, y, torch.cat([train.w, weights]))

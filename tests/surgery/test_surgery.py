@@ -12,7 +12,7 @@ from helpers import OPTIMIZERS
 from pared import surgery
 from pared.errors import SurgeryError
 from pared.nn import Select, Switch
-from pared.surgery import Gather, Plan, Resize, apply, fold, make_plan, sequential_graph
+from pared.surgery import Gather, Plan, Resize, apply, check_sequential, fold, make_plan
 from pared.surgery.apply import gather
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.GELU, nn.ELU)
@@ -55,10 +55,28 @@ def _norm(width: int) -> nn.BatchNorm1d:
     return norm
 
 
+def width_of(model: nn.Module) -> int:
+    """The features that a network takes."""
+    for module in model.modules():
+        if isinstance(module, Select):
+            return module.original
+        if isinstance(module, nn.Linear):
+            return module.in_features
+    raise AssertionError
+
+
+def graph_of(model: nn.Module) -> surgery.Graph:
+    return surgery.graph(model, torch.zeros(2, width_of(model), dtype=next(model.parameters()).dtype))
+
+
+def switched(model: nn.Module, graph: surgery.Graph) -> dict[str, surgery.Space]:
+    return {n: graph.at(f"{n}.theta") for n, module in model.named_modules() if isinstance(module, Switch)}
+
+
 def kill(model: nn.Sequential, draw: Any) -> dict[str, list[int]]:
     """Switch off random factors; return what is to be kept, by space."""
     keep = {}
-    for name, space in sequential_graph(model).switched().items():
+    for name, space in switched(model, graph_of(model)).items():
         switch = model.get_submodule(name)
         assert isinstance(switch, Switch)
         factors = switch.theta.shape[0]
@@ -74,27 +92,24 @@ def kill(model: nn.Sequential, draw: Any) -> dict[str, list[int]]:
 @given(networks(), st.data())
 def test_removal_preserves_the_function(model: nn.Sequential, data: st.DataObject) -> None:
     keep = kill(model, data.draw)
-    first = sequential_graph(model).spaces[0].size
+    first, graph = width_of(model), graph_of(model)
     x = torch.randn(7, first, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     before = model(x)
     single = copy.deepcopy(model).float()
-    plan = make_plan(sequential_graph(model), model, keep)
+    plan = make_plan(graph, model, keep)
     plan = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     apply(plan, model)
-    narrowed = (
-        x if isinstance(model[0], Select) or first == sequential_graph(model).spaces[0].size else x[:, keep["inputs"]]
-    )
-    torch.testing.assert_close(model(narrowed), before, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-10)
     apply(plan, single)
-    torch.testing.assert_close(single(narrowed.float()).double(), before, rtol=1e-4, atol=1e-5)
-    for name, space in sequential_graph(model).switched().items():
+    torch.testing.assert_close(single(x.float()).double(), before, rtol=1e-4, atol=1e-5)
+    for name, space in switched(model, graph).items():
         assert model.state_dict()[f"{name}.theta"].shape[0] == len(keep[space.name])
 
 
 @settings(max_examples=80, deadline=None)
 @given(networks())
 def test_folding_preserves_the_function(model: nn.Sequential) -> None:
-    x = torch.randn(5, sequential_graph(model).spaces[0].size, dtype=torch.float64)
+    x = torch.randn(5, width_of(model), dtype=torch.float64)
     before = copy.deepcopy(model.state_dict())
     small = fold(model)
     torch.testing.assert_close(small(x), model(x), rtol=1e-10, atol=1e-10)
@@ -127,7 +142,7 @@ def test_adam_survivors_agree_exactly_when_the_dead_emit_nothing() -> None:
         twin, keep = copy.deepcopy(model), [1, 3, 4, 5]
         twin_optimizer = make(twin)
         twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        apply(make_plan(sequential_graph(model), model, {"hidden 1": keep}), model, optimizer=optimizer)
+        apply(make_plan(graph_of(model), model, {"0": keep}), model, optimizer=optimizer)
         for _ in range(3):
             for net, opt in ((model, optimizer), (twin, twin_optimizer)):
                 opt.zero_grad()
@@ -172,7 +187,7 @@ def trained() -> tuple[Any, torch.optim.Optimizer]:
 @pytest.mark.parametrize("fail_at", range(0, 10, 2))
 def test_an_error_midway_leaves_everything_as_it_was(fail_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, optimizer = trained()
-    plan = make_plan(sequential_graph(model), model, {"hidden 1": [0, 1], "hidden 2": [2]})
+    plan = make_plan(graph_of(model), model, {"0": [0, 1], "3": [2]}, living="cut")
     before, calls = snapshot(model, optimizer), 0
     module = __import__("pared.surgery.apply", fromlist=["_put"])
     put = module._put
@@ -192,7 +207,7 @@ def test_an_error_midway_leaves_everything_as_it_was(fail_at: int, monkeypatch: 
 
 def test_unknown_state_and_names_are_refused_whole() -> None:
     model, optimizer = trained()
-    plan = make_plan(sequential_graph(model), model, {"hidden 1": [0, 1]})
+    plan = make_plan(graph_of(model), model, {"0": [0, 1]}, living="cut")
     optimizer.state[model[0].weight]["factor"] = torch.ones(6)
     before = snapshot(model, optimizer)
     with pytest.raises(SurgeryError, match="'factor' of shape"):
@@ -238,7 +253,7 @@ def test_a_created_bias_joins_its_weights_group() -> None:
         model[1].theta[0] = 0.0
     x, before = torch.randn(4, 3), None
     before = model(x)
-    apply(make_plan(sequential_graph(model), model, {"hidden 1": [1, 2, 3]}), model, optimizer=optimizer)
+    apply(make_plan(graph_of(model), model, {"0": [1, 2, 3]}), model, optimizer=optimizer)
     torch.testing.assert_close(model(x), before)
     assert groups == [id(g) for g in optimizer.param_groups]
     assert any(p is model[3].bias for p in optimizer.param_groups[1]["params"])
@@ -261,25 +276,27 @@ class Odd(nn.Module):
         (nn.Linear(2, 2), "expected an nn.Sequential"),
         (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 2)), "'1' is a LayerNorm"),
         (nn.Sequential(nn.Conv1d(1, 1, 1)), "'0' is a Conv1d"),
-        (nn.Sequential(nn.ReLU()), "before any Linear"),
+        (nn.Sequential(nn.ReLU()), "no Linear layer"),
         (nn.Sequential(nn.Linear(2, 2), Odd()), "'1' is a Odd"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(model: nn.Module, message: str) -> None:
     with pytest.raises(SurgeryError, match=message):
-        sequential_graph(model)
+        check_sequential(model)
 
 
 def test_a_module_used_twice_and_wrong_spaces_are_refused() -> None:
     linear = nn.Linear(2, 2)
     with pytest.raises(SurgeryError, match="appears twice"):
-        sequential_graph(nn.Sequential(linear, nn.ReLU(), linear))
+        check_sequential(nn.Sequential(linear, nn.ReLU(), linear))
     model = hand_made()
-    graph = sequential_graph(model)
+    graph = graph_of(model)
     for keep, message in (
-        ({"outputs": [0]}, "no space"),
-        ({"hidden 1": []}, "keep at least one"),
-        ({"hidden 1": [3, 1]}, "sorted"),
+        ({"6": [0]}, "output of the network"),
+        ({"hidden": [0]}, "no space or layer"),
+        ({"0": []}, "keep at least one"),
+        ({"0": [3, 1]}, "sorted"),
+        ({"0": [0, 1, 2, 3, 4]}, "is alive"),
     ):
         with pytest.raises(SurgeryError, match=message):
             make_plan(graph, model, keep)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_surgery import kill, networks
+from test_surgery import graph_of, kill, networks, width_of
 from torch import nn
 
 from helpers import OPTIMIZERS
 from pared.errors import SurgeryError
 from pared.nn import Select, Switch
-from pared.surgery import Constant, Gather, Plan, Resize, apply, fold, make_plan, sequential_graph
+from pared.surgery import Constant, Gather, Plan, Resize, apply, check_sequential, fold, make_plan
 
 MAKERS = {
     **{name: OPTIMIZERS[name] for name in OPTIMIZERS if name not in ("AdamW amsgrad", "ASGD")},
@@ -56,12 +56,12 @@ def test_the_next_updates_of_survivors_equal_those_of_a_twin_frozen_where_it_is_
     name: str, model: nn.Sequential, data: st.DataObject
 ) -> None:
     """Exact, although dead channels emit constants: the twin's dead entries have neither gradient nor memory."""
-    width = sequential_graph(model).spaces[0].size
+    width = width_of(model)
     x = torch.randn(9, width, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     optimizer = MAKERS[name](model)
     for _ in range(2):
         steps(model, optimizer, x)
-    plan = make_plan(sequential_graph(model), model, kill(model, data.draw))
+    plan = make_plan(graph_of(model), model, kill(model, data.draw))
     assume(all(item.bias in model.state_dict() for item in plan.constants))
     twin = copy.deepcopy(model)
     other = MAKERS[name](twin)
@@ -94,12 +94,13 @@ def troublesome() -> tuple[Any, torch.optim.Optimizer, Any, Plan]:
     optimizer = torch.optim.Adam(model.named_parameters(), lr=0.1)
     model(torch.ones(3, 4)).sum().backward()
     optimizer.step()
-    keep = {"inputs": [0, 2], "hidden 1": [1, 2, 5], "hidden 2": [4]}
+    graph = graph_of(model)
+    keep = {graph.at(f"{p}.theta").name: live for p, live in ((1, [0, 2]), (4, [1, 2, 5]), (7, [4]))}
     for position, live in zip((1, 4, 7), keep.values(), strict=True):
         with torch.no_grad():
             gone = [i for i in range(model[position].theta.shape[0]) if i not in live]
             model[position].theta[gone] = 0.0
-    return model, optimizer, copy.deepcopy(model), make_plan(sequential_graph(model), model, keep)
+    return model, optimizer, copy.deepcopy(model), make_plan(graph, model, keep)
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
@@ -216,8 +217,10 @@ def test_a_plan_of_another_network_is_refused_and_changes_nothing(plan: Plan, me
 @pytest.mark.parametrize("keep", [[-1], [3], [0, 0], [1, 0], []])
 def test_groups_to_keep_must_exist_be_sorted_and_distinct(keep: list[int]) -> None:
     model = troublesome()[0]
-    with pytest.raises(SurgeryError, match="'inputs'"):
-        make_plan(sequential_graph(model), model, {"inputs": keep})
+    graph = graph_of(model)
+    name = graph.at("1.theta").name
+    with pytest.raises(SurgeryError, match="1.theta"):
+        make_plan(graph, model, {name: keep})
 
 
 @pytest.mark.parametrize("make", [torch.optim.LBFGS, torch.optim.Adafactor])
@@ -242,7 +245,7 @@ def test_a_tensor_with_two_names_is_cut_at_both_or_not_at_all() -> None:
             apply(plan, model)
     assert model[2].weight is model[0].weight
     with pytest.raises(SurgeryError, match="is tied to"):
-        sequential_graph(model)
+        check_sequential(model)
 
 
 class Residual(nn.Sequential):
@@ -281,8 +284,8 @@ def parametrized() -> nn.Module:
 )
 def test_what_computes_something_else_is_refused_by_name(model: nn.Module, message: str) -> None:
     with pytest.raises(SurgeryError, match=message):
-        sequential_graph(model)
-    assert len(sequential_graph(nn.Sequential(Named(4, 4), nn.ReLU(), Named(4, 2))).spaces) == 3
+        check_sequential(model)
+    check_sequential(nn.Sequential(Named(4, 4), nn.ReLU(), Named(4, 2)))
 
 
 def test_a_bias_made_beside_a_frozen_weight_is_frozen_and_one_under_inference_trains() -> None:
@@ -291,7 +294,7 @@ def test_a_bias_made_beside_a_frozen_weight_is_frozen_and_one_under_inference_tr
         model[3].weight.requires_grad_(not frozen)
         with torch.no_grad():
             model[1].theta[1] = 0.0
-        plan = make_plan(sequential_graph(model), model, {"hidden 1": [0, 2, 3]})
+        plan = make_plan(graph_of(model), model, {"0": [0, 2, 3]})
         with torch.inference_mode():
             apply(plan, model)
         assert model[3].bias.requires_grad is not frozen
@@ -336,5 +339,5 @@ def test_a_norm_without_a_bias_behind_the_switch_emits_its_constant() -> None:
     with torch.no_grad():
         model[1].theta[2] = 0.0
     before = model(x)
-    apply(make_plan(sequential_graph(model), model, {"hidden 1": [0, 1, 3]}), model)
+    apply(make_plan(graph_of(model), model, {"0": [0, 1, 3]}), model)
     torch.testing.assert_close(model(x), before, rtol=1e-10, atol=1e-10)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pared.methods.rules import SignVariance
 from pared.nn import Select, Switch
 from pared.penalties import l1
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,16 @@ class Session:
         model: nn.Sequential,
         optimizer: Optimizer,
         switches: Mapping[str, Switch],
+        graph: surgery.Graph,
         *,
         strength: float,
         rule: SignVariance,
         every: int,
     ) -> None:
-        self.model, self.optimizer, self.switches = model, optimizer, dict(switches)
+        self.model, self.optimizer, self.switches, self.graph = model, optimizer, dict(switches), graph
+        hidden = [name for name in switches if name not in self._input_switches()]
+        self.titles = {name: f"hidden {hidden.index(name) + 1}" if name in hidden else "inputs" for name in switches}
+        self.kept = {name: list(range(switch.theta.shape[0])) for name, switch in switches.items()}
         self.strength, self.rule, self.every = strength, rule, every
         self.averaged: list[nn.Module] = []
         self.steps = 0
@@ -63,7 +67,13 @@ class Session:
         first = surgery.leaves(self.model)[0][1]
         if isinstance(first, Select):
             return first.index
-        return torch.arange(surgery.sequential_graph(self.model).spaces[0].size)
+        return torch.arange(next(m for m in self.model.modules() if isinstance(m, nn.Linear)).in_features)
+
+    def _input_switches(self) -> list[str]:
+        """The switches that come before any layer with weights."""
+        modules = surgery.leaves(self.model)
+        first = next((place for place, (_, module) in enumerate(modules) if isinstance(module, nn.Linear)), 0)
+        return [name for name, _ in modules[:first]]
 
     def follow(self, averaged: nn.Module) -> None:
         """Let every later removal also happen in `averaged`, a copy of the bound model or an `AveragedModel` of it.
@@ -107,24 +117,38 @@ class Session:
 
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
-        graph = surgery.sequential_graph(self.model)
         keep = {
-            space.name: self.switches[name].alive.nonzero().flatten()
-            for name, space in graph.switched().items()
-            if not bool(self.switches[name].alive.all())
+            name: switch.alive.nonzero().flatten().tolist()
+            for name, switch in self.switches.items()
+            if not bool(switch.alive.all())
         }
         if not keep:
             return
-        plan = surgery.make_plan(graph, self.model, keep)
-        sizes = {space.name: space.size for space in graph.spaces}
-        live = {space.name: self.switches[name].live_channels().tolist() for name, space in graph.switched().items()}
+        channels = {name: (self.switches[name].channels, self.switches[name].live_channels().tolist()) for name in keep}
         before = {name for name, _ in self.model.named_parameters()}
-        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
+        plan = self._apply(keep)
         self.created += [item.bias for item in plan.constants if item.bias not in before]
-        for name in keep:
-            dead = tuple(sorted(set(range(sizes[name])) - set(live[name])))
-            self.events.append(Event(self.steps, name, len(dead), len(live[name]), dead))
+        for name, (size, live) in channels.items():
+            dead = tuple(sorted(set(range(size)) - set(live)))
+            self.events.append(Event(self.steps, self.titles[name], len(dead), len(live), dead))
             self.on_event(self.events[-1])
+
+    def _apply(
+        self, keep: Mapping[str, Sequence[int]], created: Sequence[str] = (), living: surgery.Living = "refuse"
+    ) -> surgery.Plan:
+        """Keep the factors `keep` of each named switch only, in model, optimizer, averaged copies and graph.
+
+        Biases `created` by an earlier removal are made again, empty and in the same order, which is the optimizer's.
+        """
+        spaces = {self.graph.at(f"{name}.theta").name: factors for name, factors in keep.items()}
+        plan = surgery.make_plan(self.graph, self.model, spaces, living=living)
+        empty = tuple(surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created)
+        plan = replace(plan, constants=plan.constants + empty)
+        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
+        self.graph.follow(spaces, ((item.bias, item.weight) for item in plan.constants))
+        for name, factors in keep.items():
+            self.kept[name] = [self.kept[name][factor] for factor in factors]
+        return plan
 
     def realize(self) -> nn.Sequential:
         """Return a new, plain dense network of the size reached, switches folded in, taking the inputs `inputs`."""
@@ -138,6 +162,7 @@ class Session:
             "steps": self.steps,
             "strength": self.strength,
             "events": [asdict(event) for event in self.events],
+            "kept": {name: list(factors) for name, factors in self.kept.items()},
             "created": list(self.created),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -153,45 +178,44 @@ class Session:
             raise RunError(
                 f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
             )
-        plan = self._resize_to(state["model"], state["created"])
-        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
+        created = [name for name in state["created"] if name not in self.model.state_dict()]
+        keep = self._still_kept(state["kept"])
+        self._check_fit(state["model"], keep, created)
+        self._apply(keep, created, living="cut")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         self.steps, self.strength = state["steps"], state["strength"]
         self.created[:] = state["created"]
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
 
-    def _resize_to(self, saved: Mapping[str, Tensor], created: Sequence[str]) -> surgery.Plan:
-        """The plan that cuts every tensor to its saved shape; what it keeps is no matter, it is overwritten."""
-        mine = self.model.state_dict()
-        missing = mine.keys() ^ (saved.keys() - set(created))
+    def _still_kept(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Where, among what each switch has now, the factors are that the saved session still had."""
+        if kept.keys() != self.kept.keys():
+            name = min(kept.keys() ^ self.kept.keys())
+            raise RunError(_MISFIT.format(f"the switch {name!r} is in one of them only"))
+        places = {name: {factor: place for place, factor in enumerate(mine)} for name, mine in self.kept.items()}
+        for name, factors in kept.items():
+            if not factors or any(factor not in places[name] for factor in factors):
+                raise RunError(_MISFIT.format(f"the switch {name!r} has fewer factors here"))
+        return {name: [places[name][factor] for factor in factors] for name, factors in kept.items()}
+
+    def _check_fit(
+        self, saved: Mapping[str, Tensor], keep: Mapping[str, Sequence[int]], created: Sequence[str]
+    ) -> None:
+        """Compare names and shapes, as they will be after the removal, before anything is changed."""
+        shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        missing = shapes.keys() ^ (saved.keys() - set(created))
         if missing:
-            raise RunError(
-                f"the saved session does not fit this network: {min(missing)!r} is in one of them only; "
-                "build the network it was saved from"
-            )
-        gathers = []
-        for name, old in mine.items():
-            new = saved[name]
-            if old.ndim != new.ndim or any(n > o for n, o in zip(new.shape, old.shape, strict=True)):
-                raise RunError(
-                    f"the saved session does not fit this network: {name!r} is {tuple(new.shape)} there "
-                    f"and {tuple(old.shape)} here; "
-                    "build the network it was saved from"
-                )
-            gathers += [
-                surgery.Gather(name, axis, tuple(range(n)))
-                for axis, (n, o) in enumerate(zip(new.shape, old.shape, strict=True))
-                if n < o
-            ]
-        resizes = []
-        for space in surgery.sequential_graph(self.model).spaces:
-            for module, attribute in space.attributes:
-                slot = next(slot for slot in space.slots)
-                resizes.append(surgery.Resize(module, attribute, saved[slot.tensor].shape[slot.axis]))
-        # Biases that folding made are made again, empty and in the same order, which is the optimizer's.
-        biases = [surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created]
-        return surgery.Plan(tuple(gathers), tuple(biases), tuple(resizes))
+            raise RunError(_MISFIT.format(f"{min(missing)!r} is in one of them only"))
+        spaces = {self.graph.at(f"{name}.theta").name: factors for name, factors in keep.items()}
+        for item in surgery.make_plan(self.graph, self.model, spaces, living="cut").gathers:
+            shapes[item.tensor][item.axis] = len(item.index)
+        for name, shape in shapes.items():
+            if list(saved[name].shape) != shape:
+                raise RunError(_MISFIT.format(f"{name!r} is {tuple(saved[name].shape)} there and {tuple(shape)} here"))
+
+
+_MISFIT = "the saved session does not fit this network: {}; build the network it was saved from"
 
 
 def _ignore(event: Event) -> None:

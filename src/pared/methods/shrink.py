@@ -1,7 +1,7 @@
 """ShrinkNets: learn the width of every layer with switches (arXiv 1806.03723)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -68,37 +68,59 @@ class Shrink:
         """
         del total_steps
         every = updates_per_removal(self.every, steps_per_epoch)
-        graph = surgery.sequential_graph(model)
+        surgery.check_sequential(model)
         assert isinstance(model, nn.Sequential)
-        _check(graph, optimizer, example)
-        self._insert(model, self._places(model, graph, generator))
+        _check(model, optimizer, example)
+        places = self._places(model, generator)
+        before = [(parent._modules, dict(parent._modules)) for parent in {id(p): p for p, _, _ in places}.values()]
+        before.append((model._modules, dict(model._modules)))
+        self._insert(model, places)
         switches = {name: module for name, module in surgery.leaves(model) if isinstance(module, Switch)}
+        try:
+            graph = self._graph(model, switches, example)
+        except SurgeryError:
+            for modules, old in before:
+                modules.clear()
+                modules.update(old)
+            raise
         for switch in switches.values():
             self.rule.attach(switch)
         thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]
         named = any("param_names" in group for group in optimizer.param_groups)
         params = thetas if named else [theta for _, theta in thetas]
         optimizer.add_param_group({"params": params, "weight_decay": 0.0})
-        return Session(model, optimizer, switches, strength=self.strength, rule=self.rule, every=every)
+        return Session(model, optimizer, switches, graph, strength=self.strength, rule=self.rule, every=every)
+
+    def _graph(self, model: nn.Sequential, switches: Mapping[str, Switch], example: Tensor) -> surgery.Graph:
+        """The graph of the network with its switches, every one of which must be able to lose factors."""
+        graph = surgery.graph(model, example)
+        for name in switches:
+            space = graph.at(f"{name}.theta")
+            if space.dim.fixed is not None:
+                raise SurgeryError(f"switch {name!r} cannot lose a factor: {space.dim.fixed}")
+        return graph
 
     def _places(
-        self, model: nn.Sequential, graph: surgery.Graph, generator: torch.Generator | None
+        self, model: nn.Sequential, generator: torch.Generator | None
     ) -> list[tuple[nn.Sequential, int, Switch]]:
-        """Where switches go, last place first: after each hidden space's Linear or BatchNorm1d, before its activation.
+        """Where switches go, last place first: after each hidden Linear or its BatchNorm1d, before the activation.
 
         The inputs' switch goes behind whatever precedes the first Linear, into which it can then always be folded.
         """
+        modules = surgery.leaves(model)
+        linears = [place for place, (_, module) in enumerate(modules) if isinstance(module, nn.Linear)]
         places = []
-        for space in reversed(graph.spaces[1:-1]):
-            anchor = space.slots[0].tensor.rpartition(".")[0]
-            if space.chain and isinstance(model.get_submodule(space.chain[0]), nn.BatchNorm1d):
-                anchor = space.chain[0]
-            places.append((*_after(model, anchor), self._switch(space.size, _weight(model, space), None, generator)))
+        for place in reversed(linears[:-1]):
+            linear = modules[place][1]
+            assert isinstance(linear, nn.Linear)
+            anchor = place + 1 if isinstance(modules[place + 1][1], nn.BatchNorm1d) else place
+            switch = self._switch(linear.out_features, linear.weight, None, generator)
+            places.append((*_after(model, modules[anchor][0]), switch))
         if self.inputs:
-            first = graph.spaces[0]
-            place = _after(model, first.chain[-1]) if first.chain else (model, 0)
-            like = _weight(model, graph.spaces[1])
-            places.append((*place, self._switch(first.size, like, self.input_sizes, generator)))
+            first = modules[linears[0]][1]
+            assert isinstance(first, nn.Linear)
+            where = _after(model, modules[linears[0] - 1][0]) if linears[0] else (model, 0)
+            places.append((*where, self._switch(first.in_features, first.weight, self.input_sizes, generator)))
         if not places:
             raise SurgeryError("the network has no hidden layer to shrink; add one, or use inputs=True")
         return places
@@ -114,11 +136,6 @@ class Shrink:
         self, size: int, like: Tensor, sizes: Sequence[int] | None, generator: torch.Generator | None
     ) -> Switch:
         return Switch(size, init=self.init, sizes=sizes, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def _weight(model: nn.Module, space: surgery.Space) -> Tensor:
-    """The weight of the Linear that produces `space`."""
-    return model.get_parameter(space.slots[0].tensor)
 
 
 def _after(model: nn.Module, name: str) -> tuple[nn.Sequential, int]:
@@ -143,20 +160,20 @@ def _insert_at(parent: nn.Sequential, position: int, module: nn.Module, name: st
     parent._modules.update(items)
 
 
-def _check(graph: surgery.Graph, optimizer: Optimizer, example: Tensor) -> None:
+def _check(model: nn.Sequential, optimizer: Optimizer, example: Tensor) -> None:
     """Refuse what would fail later, before anything is changed."""
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         raise ConfigError(
             "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
             "the scheduler"
         )
-    if graph.switched():
+    if any(isinstance(module, Switch) for module in model.modules()):
         raise SurgeryError(
             "the network already holds switches; bind a network once, or use session.load_state_dict to go on"
         )
-    if example.shape[-1] != graph.spaces[0].size:
+    inputs = next(module.in_features for _, module in surgery.leaves(model) if isinstance(module, nn.Linear))
+    if example.shape[-1] != inputs:
         raise SurgeryError(
-            f"the example has {example.shape[-1]} features and the network takes {graph.spaces[0].size}; "
-            "pass one batch of its inputs"
+            f"the example has {example.shape[-1]} features and the network takes {inputs}; pass one batch of its inputs"
         )
     surgery.refuse_optimizer(optimizer)

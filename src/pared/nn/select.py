@@ -23,14 +23,14 @@ class Select(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features in use, (..., kept)."""
-        kept = self.index.shape[0]
-        if x.shape[-1] == kept:
-            return x
-        if x.shape[-1] != self.original:
+        if x.shape[-1] == self.original:  # also while all are in use, so that a trace sees the choice
+            return x.index_select(-1, self.index)
+        if x.shape[-1] != self.index.shape[0]:
             raise ValueError(
-                f"expected {self.original} features, or the {kept} still in use, on the last axis; got {x.shape[-1]}"
+                f"expected {self.original} features, or the {self.index.shape[0]} still in use, on the last axis; "
+                f"got {x.shape[-1]}"
             )
-        return x.index_select(-1, self.index)
+        return x
 
     def extra_repr(self) -> str:
         """Say how many features are left."""

@@ -2,21 +2,26 @@
 
 from pared.surgery.apply import apply, refuse_optimizer
 from pared.surgery.fold import fold
-from pared.surgery.graph import Graph, Slot, Space, leaves, sequential_graph
-from pared.surgery.plan import Constant, Gather, Plan, Resize, make_plan
+from pared.surgery.graph import Graph, Slot, Space
+from pared.surgery.operate import graph, remove
+from pared.surgery.plan import Constant, Gather, Living, Plan, Resize, make_plan
+from pared.surgery.sequential import check_sequential, leaves
 
 __all__ = [
     "Constant",
     "Gather",
     "Graph",
+    "Living",
     "Plan",
     "Resize",
     "Slot",
     "Space",
     "apply",
+    "check_sequential",
     "fold",
+    "graph",
     "leaves",
     "make_plan",
     "refuse_optimizer",
-    "sequential_graph",
+    "remove",
 ]

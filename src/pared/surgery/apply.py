@@ -183,13 +183,30 @@ def _folded(constants: Iterable[Constant], named: Mapping[str, Tensor]) -> dict[
     """The biases after the dead channels' constants went into them, by name; float64 on the way."""
     biases: dict[str, Tensor] = {}
     for item in constants:
-        weight = named[item.weight]
-        wide = weight.detach().double()
-        add = wide[:, list(item.index)] @ torch.tensor(item.values, dtype=torch.float64, device=wide.device)
+        weight = named[item.weight].detach()
+        add = _emitted(item, weight)
         before = biases.get(item.bias, named.get(item.bias))
         total = add if before is None else before.detach().double() + add
         biases[item.bias] = total.to(weight.dtype)
     return biases
+
+
+def _emitted(item: Constant, weight: Tensor) -> Tensor:
+    """What the constants add to every unit of a layer, float64 (units,)."""
+    index = torch.tensor(item.index, dtype=torch.long, device=weight.device)
+    values = torch.tensor(item.values, dtype=torch.float64, device=weight.device)
+    if item.groups > 1:  # unit r of group g meets the channels of that group only
+        within = weight.shape[1]
+        by_group = values.new_zeros(item.groups * within).index_copy(0, index, values).view(item.groups, within)
+        return (
+            (weight.double().flatten(2).sum(-1).unflatten(0, (item.groups, -1)) * by_group.unsqueeze(1))
+            .sum(-1)
+            .flatten()
+        )
+    columns = weight.index_select(item.axis, index).double()
+    if columns.ndim > 2:
+        columns = columns.flatten(2).sum(-1)
+    return columns @ values if item.axis else columns.t() @ values
 
 
 def _draft_states(model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict[int, dict[str, Any]]:

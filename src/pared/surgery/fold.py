@@ -7,7 +7,7 @@ from torch import nn
 
 from pared.errors import SurgeryError
 from pared.nn import Select, Switch
-from pared.surgery.graph import leaves, sequential_graph
+from pared.surgery.sequential import check_sequential, leaves
 
 
 @torch.inference_mode(False)
@@ -25,7 +25,7 @@ def fold(model: nn.Module) -> nn.Sequential:
 
     Source: ShrinkNets (arXiv 1806.03723), section 3.2, "fold".
     """
-    sequential_graph(model)
+    check_sequential(model)
     assert isinstance(model, nn.Sequential)
     modules = [copy.deepcopy(module) for _, module in leaves(model)]
     kept: list[nn.Module] = []

@@ -1,21 +1,17 @@
-"""Which axes of which tensors are tied: the channels that live and die together.
+"""Which axes of which tensors are tied: the channels that live and die together."""
 
-So far the graph of an `nn.Sequential` of linear layers, batch norms, switches and elementwise activations.
-"""
-
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pared.errors import SurgeryError
-from pared.nn import Select, Switch
-
-#: Modules that act on every channel alone, so that removing a channel changes nothing for its neighbours.
-ELEMENTWISE: tuple[type[nn.Module], ...] = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid),
-    *(nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LogSigmoid, nn.Tanhshrink),
-    *(nn.Identity, nn.Dropout, nn.AlphaDropout),
-)
+from pared.nn import Switch
+from pared.surgery import layer_rules as _layer_rules  # noqa: F401  (registers its rules)
+from pared.surgery.axes import Dim, find, freeze, leaves, unify
+from pared.surgery.rules import RULES, refuse
+from pared.surgery.trace import Example, Program, Step, Value, flat, steps, tensors, trace
 
 
 @dataclass(frozen=True)
@@ -26,166 +22,301 @@ class Slot:
     axis: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Space:
-    """Channels that many tensors share: the producer's rows, the followers' entries, the consumer's columns.
+    """Entries that many tensors share: channels, neurons, heads, whatever lives and dies together.
 
-    `chain` names the modules between producer and consumer in order; `switch` the one that decides, if any.
-    `followers` of a grouped switch are indexed by factor instead of channel and are listed in `factors`.
+    `slots` are the axes in which they occur; `fixed` says why none of them can be removed, if so.
     """
 
     name: str
-    size: int
-    slots: list[Slot] = field(default_factory=list)
-    factors: list[Slot] = field(default_factory=list)
-    attributes: list[tuple[str, str]] = field(default_factory=list)
-    chain: list[str] = field(default_factory=list)
-    switch: str | None = None
-    consumer: str | None = None
-    removable: bool = True
+    dim: Dim
+    slots: tuple[Slot, ...]
+    layers: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many entries there are now."""
+        return self.dim.size
+
+    @property
+    def fixed(self) -> str | None:
+        """Why no entry can be removed, None where they can."""
+        return self.dim.fixed or ("it has a single entry" if self.size < 2 else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A sum over an axis of `operand`, each entry times entries of `weight` along `weight_axis`."""
+
+    step: Step
+    operand: Value
+    axis: int
+    weight: Value | None
+    weight_axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """An integer attribute of a module that has to follow the size of a dim."""
+
+    module: str
+    name: str
+    dim: Dim
+
+
+@dataclass(eq=False)
 class Graph:
-    """The spaces of a network, from its inputs to its outputs."""
+    """The tied axes of a network, made once and kept true through removals.
 
-    spaces: tuple[Space, ...]
-
-    def switched(self) -> dict[str, Space]:
-        """Return the spaces that a switch decides over, by the switch's name."""
-        return {space.switch: space for space in self.spaces if space.switch is not None}
-
-
-def leaves(model: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """Return the modules of nested `nn.Sequential`s in the order they run, with their qualified names."""
-    found: list[tuple[str, nn.Module]] = []
-    for name, module in model._modules.items():  # named_children would skip the second use of a module
-        if module is None:
-            continue
-        path = f"{prefix}{name}"
-        found += leaves(module, f"{path}.") if isinstance(module, nn.Sequential) else [(path, module)]
-    return found
-
-
-def sequential_graph(model: nn.Module) -> Graph:
-    """Return the graph of an `nn.Sequential`.
-
-    Raises:
-        SurgeryError: the model is no `nn.Sequential`, or holds a module that is not understood (named).
+    `spaces` lists what can be removed, in the order of the network, and `program` the operators, by which the
+    constants of dead channels are found. `find` looks a space up by its name or by the name of a layer.
     """
-    if not isinstance(model, nn.Sequential):
-        raise SurgeryError(
-            f"expected an nn.Sequential, got {type(model).__name__}; wrap the layers in nn.Sequential or leave this "
-            "network alone"
-        )
-    modules = leaves(model)
-    _refuse_overridden(model, modules)
-    _refuse_ties(model)
-    _refuse_twice(modules)
-    spaces: list[Space] = []
-    current: Space | None = None
-    linears = 0
-    for name, module in modules:
-        if isinstance(module, nn.Linear):
-            current = current or _input_space(module.in_features)
-            _consume(current, name)
-            spaces.append(current)
-            linears += 1
-            current = _produce(name, module, f"hidden {linears}")
-        elif isinstance(module, Select) and current is not None:
-            raise SurgeryError(
-                f"layer {name!r} is a Select, which is understood as the first layer only; move it there"
-            )
-        elif isinstance(module, (Select, Switch, nn.BatchNorm1d, *ELEMENTWISE)):
-            current = current or _input_space(_width(module, name))
-            _follow(current, name, module)
-        else:
-            raise SurgeryError(
-                f"layer {name!r} is a {type(module).__name__}, which is not understood here; "
-                "use Linear, BatchNorm1d, Dropout and elementwise activations, or leave this network alone"
-            )
-    if current is None or not linears:
-        raise SurgeryError("the nn.Sequential holds no Linear layer, so there is nothing to remove")
-    current.name, current.removable = "outputs", False
-    return Graph((*spaces, current))
 
+    program: Program
+    spaces: tuple[Space, ...] = ()
+    consumers: tuple[Consumer, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
+    made_by: Mapping[str, Dim] = field(default_factory=dict)  # what each layer with weights gives, by its name
 
-def _refuse_overridden(model: nn.Sequential, modules: list[tuple[str, nn.Module]]) -> None:
-    """A subclass that computes something else, or a weight that is computed, is not what its base class says."""
-    nested = [(name or "the network", m) for name, m in model.named_modules() if isinstance(m, nn.Sequential)]
-    known = (nn.Sequential, nn.Linear, nn.BatchNorm1d, *ELEMENTWISE)
-    for name, module in nested + modules:
-        base = next((kind for kind in known if isinstance(module, kind)), None)
-        if base is not None and type(module).forward is not base.forward:
-            raise SurgeryError(
-                f"layer {name!r} is a {type(module).__name__} with a forward of its own, which is not understood here; "
-                f"use a plain {base.__name__}, or leave this network alone"
-            )
-        if isinstance(module, nn.Linear) and "weight" not in module._parameters:
-            raise SurgeryError(
-                f"layer {name!r} computes its weight from other tensors (a parametrization or a mask), which is not "
-                "understood here; make the weight a plain parameter first"
-            )
-
-
-def _refuse_twice(modules: list[tuple[str, nn.Module]]) -> None:
-    stateful = [id(module) for _, module in modules if not isinstance(module, ELEMENTWISE)]
-    if len(set(stateful)) < len(stateful):
-        raise SurgeryError(
-            "a layer with weights appears twice in the nn.Sequential; removing its channels is not understood, give each place "
-            "its own"
+    def __str__(self) -> str:
+        width = max((len(space.name) for space in self.spaces), default=0)
+        return "\n".join(
+            f"{space.name:<{width}}  {space.size:>5}  {space.fixed or 'in ' + ', '.join(self._tensors(space))}"
+            for space in self.spaces
         )
 
+    def _tensors(self, space: Space) -> list[str]:
+        return list(dict.fromkeys(slot.tensor for slot in space.slots))
 
-def _refuse_ties(model: nn.Module) -> None:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        first = names[id(parameter)]
-        modules = [model.get_submodule(path.rpartition(".")[0]) for path in (first, name)]
-        if modules[0] is not modules[1]:
+    def removable(self) -> tuple[Space, ...]:
+        """Return the spaces that can lose entries."""
+        return tuple(space for space in self.spaces if space.fixed is None)
+
+    def find(self, name: str) -> Space:
+        """Return the space of that name, or the one of the units that the layer of that name makes.
+
+        Raises:
+            SurgeryError: there is none, or the layer's units are made of several spaces, which are named.
+        """
+        for space in self.spaces:
+            if space.name == name:
+                return space
+        dim = self.made_by.get(name)
+        if dim is None:
             raise SurgeryError(
-                f"{name!r} is tied to {first!r}, so the two layers cannot lose different channels; untie them"
+                f"no space or layer with units is named {name!r}; there are "
+                f"{', '.join(space.name for space in self.removable()) or 'none'}"
             )
+        found = [space for space in self.spaces if any(space.dim is leaf for leaf in leaves(dim))]
+        if len(found) == 1:
+            return found[0]
+        raise SurgeryError(
+            f"the units of layer {name!r} are made of {len(found)} spaces; choose one of "
+            f"{', '.join(space.name for space in found)}"
+        )
+
+    def at(self, tensor: str, axis: int = 0) -> Space:
+        """Return the space of that axis of a parameter or buffer, which has to be its only one.
+
+        Raises:
+            SurgeryError: the tensor is unknown, or the axis is made of several spaces.
+        """
+        value = self.program.tensors.get(tensor)
+        found = [space for space in self.spaces if value is not None and space.dim is find(value.dims[axis])]
+        if not found:
+            raise SurgeryError(f"axis {axis} of {tensor!r} is no space of its own; see graph.spaces")
+        return found[0]
+
+    def follow(self, keep: Mapping[str, Sequence[int]], created: Iterable[tuple[str, str]] = ()) -> None:
+        """Stay true after a removal: only the entries `keep` of each named space are left.
+
+        `created` are biases that folding made, each with the weight it stands beside.
+        """
+        for name, entries in keep.items():
+            self.find(name).dim.shrink(entries)
+        for bias, weight in created:
+            if bias in self.program.tensors:
+                continue
+            for consumer in self.consumers:
+                if consumer.weight is not None and consumer.weight.tensor == weight:
+                    step = consumer.step
+                    axis = -1 if step.op == "linear" else 1 - len(consumer.weight.dims)
+                    value = self.program.tensors.setdefault(bias, Value((step.out.dims[axis],), bias))
+                    step.args["bias"] = value
 
 
-def _width(module: nn.Module, name: str) -> int:
-    if isinstance(module, Select):
-        return module.index.shape[0]
-    if isinstance(module, Switch):
-        return module.channels
-    if isinstance(module, nn.BatchNorm1d):
-        return module.num_features
-    raise SurgeryError(
-        f"layer {name!r} comes before any Linear, so the number of inputs is not known; start with a Linear"
+class Builder:
+    """Run the rules over a program."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.program = Program()
+        self.consumers: list[Consumer] = []
+        self.attributes: list[Attribute] = []
+        self.made_by: dict[str, Dim] = {}
+        self.tied: set[str] = set()
+
+    def attribute(self, step: Step, name: str, dim: Dim) -> None:
+        """Let `name` of the step's module follow the size of `dim`, if it has it now."""
+        value = getattr(self.model.get_submodule(step.layer), name, None)
+        if isinstance(value, int) and value == dim.size:
+            self.attributes.append(Attribute(step.layer, name, dim))
+
+    def consume(self, step: Step, operand: Value, axis: int, weight: Any = None, weight_axis: int = 1) -> None:
+        """Note a sum over `axis` of `operand`."""
+        axis, weight_axis = axis % len(operand.dims), weight_axis % len(weight.dims)
+        self.consumers.append(Consumer(step, operand, axis, weight, weight_axis))
+
+    def run(self, example: Example) -> None:
+        """Trace the model and tie its axes."""
+        graph, names, exported = trace(self.model, example)
+        known: dict[Any, Any] = {}
+        self._placeholders(graph, names, known)
+        for node, step in steps(graph, known, exported.graph_module):
+            out = self._apply(step)
+            if isinstance(step.shapes, list):
+                step.out = [Value(dims) for dims in out]
+            elif step.shapes is not None:
+                step.out = step["0"][step["1"]] if step.op == "getitem" else Value(tuple(out))
+            known[node] = step.out
+            self.program.steps.append(step)
+        self._tie_state()
+        self._freeze_unused()
+        result = next(node for node in graph.nodes if node.op == "output")
+        self.program.outputs = list(flat(_known(result.args, known)))
+        for value in self.program.outputs:
+            for dim in value.dims:
+                freeze(dim, "it is an output of the network")
+
+    def _tie_state(self) -> None:
+        """What a switch remembers of each factor is not part of the forward pass, and follows it all the same."""
+        for path, module in self.model.named_modules():
+            if isinstance(module, Switch):
+                theta = self.program.tensors[f"{path}.theta"]
+                for key, tensor in state_of(module).items():
+                    unify(self.program.tensors[f"{path}.{key}"].dims[0], theta.dims[0])
+                    self.tied.add(f"{path}.{key}")
+                    del tensor
+
+    def _freeze_unused(self) -> None:
+        used = {id(value) for step in self.program.steps for value in step.values()}
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        weights = {leaf for name in named for dim in self.program.tensors[name].dims for leaf in leaves(dim)}
+        for name, value in self.program.tensors.items():
+            for dim in value.dims:
+                if id(value) not in used and name not in self.tied:
+                    freeze(dim, f"the forward pass does not use {name!r} with this example")
+                for leaf in leaves(dim):
+                    leaf.fixed = leaf.fixed or (None if leaf in weights else "no parameter has it")
+
+    def _placeholders(self, graph: Any, names: Mapping[str, str], known: dict[Any, Any]) -> None:
+        held = tensors(self.model)
+        by_id: dict[int, Value] = {}
+        for name, tensor in held.items():
+            value = by_id.setdefault(id(tensor), Value(tuple(Dim(size) for size in tensor.shape), name))
+            self.program.tensors[name] = value
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                continue
+            example = node.meta.get("val")
+            if node.target in names and names[node.target] in self.program.tensors:
+                known[node] = self.program.tensors[names[node.target]]
+            elif isinstance(example, Tensor):
+                shape = [int(size) for size in example.shape]
+                known[node] = Value(tuple(Dim(size, fixed="it is an input of the network") for size in shape))
+                self.program.inputs.append(known[node])
+            else:
+                known[node] = example
+
+    def _apply(self, step: Step) -> Any:
+        rule = RULES.get(step.op)
+        if rule is None or step.shapes is None:
+            return refuse(step)
+        if step.op == "repeat_interleave" and not isinstance(step["repeats"], int):
+            step.args["blocks"] = self._blocks(step["repeats"])
+        out = rule(self, step)
+        if isinstance(out, tuple):
+            self._note_made(step, out)
+        return out
+
+    def _note_made(self, step: Step, out: tuple[Dim, ...]) -> None:
+        """Remember what a layer makes, by its name."""
+        module = self.model.get_submodule(step.layer)
+        if step.op == "mul" and isinstance(module, Switch):
+            self.attribute(step, "channels", out[module.dim])
+        weight = step.get("weight")
+        places = {"linear": -1, "addmm": -1}
+        if step.op.startswith("conv") and isinstance(weight, Value):
+            places[step.op] = 1 - len(weight.dims)
+        if step.op in places and step.layer:
+            self.made_by.setdefault(step.layer, out[places[step.op]])
+
+    def _blocks(self, repeats: Value) -> list[int] | None:
+        if repeats.tensor is None:
+            return None
+        return [int(count) for count in tensors(self.model)[repeats.tensor].tolist()]
+
+
+def state_of(switch: Switch) -> dict[str, Tensor]:
+    """Return what a switch keeps for each factor, by name: `theta`, `alive`, and what a rule of death remembers."""
+    return {key: value for key, value in switch.state_dict(keep_vars=True).items() if value.shape == switch.theta.shape}
+
+
+def _known(item: Any, known: Mapping[Any, Any]) -> Any:
+    if isinstance(item, list | tuple):
+        return [_known(part, known) for part in item]
+    if isinstance(item, dict):
+        return [_known(part, known) for part in item.values()]
+    return known.get(item) if not isinstance(item, int | float | str | type(None)) else None
+
+
+def name_spaces(builder: Builder) -> tuple[Space, ...]:
+    """Return every leaf that a parameter or buffer has, named after the first layer that makes its units."""
+    slots: dict[Dim, list[Slot]] = {}
+    for name, value in builder.program.tensors.items():
+        for axis, dim in enumerate(value.dims):
+            for leaf in dict.fromkeys(leaves(dim)):
+                slots.setdefault(leaf, []).append(Slot(name, axis))
+    names: dict[Dim, str] = {}
+    layers: dict[Dim, list[str]] = {}
+    for layer, dim in builder.made_by.items():
+        within = list(dict.fromkeys(leaf for leaf in leaves(dim) if leaf.size > 1))
+        for place, leaf in enumerate(within):
+            layers.setdefault(leaf, []).append(layer)
+            suffix = "" if len(within) == 1 else f":{leaf.label or place}"
+            names.setdefault(leaf, f"{layer}{suffix}")
+    for leaf, found in slots.items():
+        names.setdefault(leaf, f"{found[0].tensor}[{found[0].axis}]")
+    taken: set[str] = set()
+    spaces = []
+    for leaf in sorted(slots, key=list(names).index):
+        if leaf.size < 2 and not any(slot.tensor in builder.tied for slot in slots[leaf]):
+            continue
+        name = names[leaf]
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        spaces.append(Space(name, leaf, tuple(slots[leaf]), tuple(layers.get(leaf, ()))))
+    return tuple(spaces)
+
+
+def build(model: nn.Module, example: Example, *, ties: Iterable[tuple[Dim, Dim]] = ()) -> Builder:
+    """Trace `model` once and tie its axes by the rules."""
+    for one, two in ties:
+        unify(one, two)
+    builder = Builder(model)
+    builder.run(example)
+    return builder
+
+
+def finish(builder: Builder) -> Graph:
+    """Return the graph of a built program."""
+    attributes = {(a.module, a.name): a for a in builder.attributes}
+    return Graph(
+        builder.program,
+        name_spaces(builder),
+        tuple(builder.consumers),
+        tuple(attributes.values()),
+        builder.made_by,
     )
-
-
-def _input_space(size: int) -> Space:
-    return Space("inputs", size)
-
-
-def _produce(name: str, module: nn.Linear, space: str) -> Space:
-    made = Space(space, module.out_features, [Slot(f"{name}.weight", 0)], attributes=[(name, "out_features")])
-    if module.bias is not None:
-        made.slots.append(Slot(f"{name}.bias", 0))
-    return made
-
-
-def _consume(space: Space, name: str) -> None:
-    space.slots.append(Slot(f"{name}.weight", 1))
-    space.attributes.append((name, "in_features"))
-    space.consumer = name
-
-
-def _follow(space: Space, name: str, module: nn.Module) -> None:
-    space.chain.append(name)
-    if isinstance(module, Select):
-        space.slots.append(Slot(f"{name}.index", 0))
-    elif isinstance(module, Switch):
-        space.switch = name
-        space.attributes.append((name, "channels"))
-        space.factors += [Slot(f"{name}.{key}", 0) for key in module.state_dict()]
-    elif isinstance(module, nn.BatchNorm1d):
-        space.attributes.append((name, "num_features"))
-        per_channel = [key for key, value in module.state_dict().items() if value.ndim == 1]
-        space.slots += [Slot(f"{name}.{key}", 0) for key in per_channel]

@@ -1,0 +1,250 @@
+"""How operators with weights tie axes: linear maps, convolutions, norms, attention, recurrent layers."""
+
+from typing import Any
+
+from pared.surgery.axes import Dim, freeze, leaves, product, total, unify
+from pared.surgery.rules import Dims, Tracer, broadcast, fresh, refuse, rule, spatial
+from pared.surgery.trace import Step, Value
+
+
+@rule("linear")
+def _linear(tracer: Tracer, step: Step) -> Dims:
+    x, weight, bias = step["input"], step["weight"], step.get("bias")
+    rows, columns = weight.dims
+    unify(columns, x.dims[-1])
+    _bias(bias, rows)
+    tracer.attribute(step, "in_features", columns)
+    tracer.attribute(step, "out_features", rows)
+    tracer.consume(step, x, -1, weight, 1)
+    return (*x.dims[:-1], rows)
+
+
+def _bias(bias: Value | None, dim: Dim) -> None:
+    if bias is not None:
+        unify(bias.dims[0], dim)
+
+
+@rule("addmm")
+def _addmm(tracer: Tracer, step: Step) -> Dims:
+    (rows, inner), (other, columns) = step["mat1"].dims, step["mat2"].dims
+    unify(other, inner)
+    tracer.attribute(step, "nx", inner)
+    tracer.attribute(step, "nf", columns)
+    tracer.consume(step, step["mat1"], -1, step["mat2"], 0)
+    return broadcast(step, [step["self"].dims, (rows, columns)], step.shapes)
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def _conv(tracer: Tracer, step: Step) -> Any:
+    if step.get("transposed", False):
+        return refuse(step)
+    x, weight = step["input"], step["weight"]
+    rows, columns = weight.dims[:2]
+    out = _grouped(tracer, step, rows, columns, incoming=columns, outgoing=rows)
+    tracer.consume(step, x, -len(weight.dims) + 1, weight, 1)
+    return _image(step, x, weight, out)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed(tracer: Tracer, step: Step) -> Dims:
+    x, weight = step["input"], step["weight"]
+    rows, columns = weight.dims[:2]
+    out = _grouped(tracer, step, rows, columns, incoming=rows, outgoing=columns)
+    tracer.consume(step, x, -len(weight.dims) + 1, weight, 0)
+    return _image(step, x, weight, out)
+
+
+def _grouped(tracer: Tracer, step: Step, rows: Dim, columns: Dim, *, incoming: Dim, outgoing: Dim) -> Dim:
+    """Tie the channels, and return those that come out.
+
+    Of a plain convolution the weight is (out, in / groups, ...), of a transposed one (in, out / groups, ...): the
+    first axis runs over groups and what is within them, the second over what is within the group on the other side.
+    Removing within a group removes the same place in every group; removing a group, all of it on both sides.
+    """
+    x, weight, groups = step["input"], step["weight"], step["groups"]
+    channels = x.dims[-len(weight.dims) + 1]
+    if groups == 1:
+        unify(incoming, channels)
+        out = outgoing
+    else:
+        group = Dim(groups)
+        within = Dim(rows.size // groups)
+        unify(product([group, within]), rows)
+        first = incoming if incoming is columns else within
+        unify(product([group, first]), channels)
+        out = rows if outgoing is rows else product([group, columns])
+        tracer.attribute(step, "groups", group)
+    _bias(step.get("bias"), out)
+    tracer.attribute(step, "in_channels", channels)
+    tracer.attribute(step, "out_channels", out)
+    return out
+
+
+def _image(step: Step, x: Value, weight: Value, out: Dim) -> Dims:
+    places = len(weight.dims) - 2
+    for dim in (*weight.dims[2:], *x.dims[-places:]):
+        freeze(dim, "its entries are places of an image or a sequence")
+    return (*x.dims[: -places - 1], out, *spatial(step.shapes[-places:]))
+
+
+# --- norms ----------------------------------------------------------------------------------------------------------
+
+
+@rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
+def _batch_norm(tracer: Tracer, step: Step) -> Dims:
+    dims = step["input"].dims
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _bias(step.get(name), dims[1])
+    tracer.attribute(step, "num_features", dims[1])
+    return dims
+
+
+@rule("group_norm")
+def _group_norm(tracer: Tracer, step: Step) -> Dims:
+    dims, groups = step["input"].dims, step["num_groups"]
+    group, within = Dim(groups), Dim(dims[1].size // groups)
+    unify(product([group, within]), dims[1])
+    freeze(within, f"{step.where()} divides by how many channels a group has")
+    for name in ("weight", "bias"):
+        _bias(step.get(name), dims[1])
+    step.args["group"] = group
+    tracer.attribute(step, "num_groups", group)
+    tracer.attribute(step, "num_channels", dims[1])
+    return dims
+
+
+@rule("layer_norm", "rms_norm")
+def _layer_norm(tracer: Tracer, step: Step) -> Dims:
+    dims = step["input"].dims
+    count = len(step["normalized_shape"])
+    for dim in dims[-count:]:
+        freeze(dim, f"{step.where()} divides by how many entries it has")
+    for name in ("weight", "bias"):
+        value = step.get(name)
+        for mine, other in zip(value.dims if value is not None else (), dims[-count:], strict=False):
+            unify(mine, other)
+    return dims
+
+
+@rule("prelu")
+def _prelu(tracer: Tracer, step: Step) -> Dims:
+    dims, weight = step["self"].dims, step["weight"]
+    if weight.shape[0] > 1:
+        unify(weight.dims[0], dims[1])
+        tracer.attribute(step, "num_parameters", dims[1])
+    return dims
+
+
+# --- products -------------------------------------------------------------------------------------------------------
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot")
+def _matmul(tracer: Tracer, step: Step) -> Dims:
+    one, two = step["self"], step.get("other", step.get("mat2", step.get("vec", step.get("tensor"))))
+    axis = -1 if len(two.dims) == 1 else -2
+    unify(one.dims[-1], two.dims[axis])
+    tracer.consume(step, one, -1, two, axis)
+    tracer.consume(step, two, axis, one, -1)
+    tail = (*one.dims[-2:-1], *(two.dims[-1:] if len(two.dims) > 1 else ()))
+    head = broadcast(step, [one.dims[:-2], two.dims[:-2]], step.shapes[: len(step.shapes) - len(tail)])
+    return (*head, *tail)
+
+
+@rule("einsum")
+def _einsum(tracer: Tracer, step: Step) -> Dims:
+    equation = step["equation"].replace(" ", "")
+    if "." in equation or "->" not in equation:
+        return refuse(step)
+    given, wanted = equation.split("->")
+    met: dict[str, Dim] = {}
+    operands: list[Value] = step["tensors"]
+    for letters, value in zip(given.split(","), operands, strict=True):
+        if len(set(letters)) < len(letters):
+            return refuse(step)
+        for letter, dim in zip(letters, value.dims, strict=True):
+            unify(met.setdefault(letter, dim), dim)
+    for letters, value in zip(given.split(","), operands, strict=True):
+        others = [other for other in operands if other is not value]
+        for place, letter in enumerate(letters):
+            if letter not in wanted and len(others) == 1 and letter in given.replace(letters, "", 1):
+                names = given.split(",")[operands.index(others[0])]
+                tracer.consume(step, value, place, others[0], names.index(letter))
+            elif letter not in wanted:
+                freeze(value.dims[place], f"{step.where()} sums over it")
+    return tuple(met[letter] for letter in wanted)
+
+
+@rule("baddbmm")
+def _baddbmm(tracer: Tracer, step: Step) -> Dims:
+    one, two = step["batch1"], step["batch2"]
+    unify(one.dims[2], two.dims[1])
+    tracer.consume(step, one, 2, two, 1)
+    tracer.consume(step, two, 1, one, 2)
+    batch = broadcast(step, [one.dims[:1], two.dims[:1]], step.shapes[:1])
+    return broadcast(step, [step["self"].dims, (*batch, one.dims[1], two.dims[2])], step.shapes)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(tracer: Tracer, step: Step) -> Dims:
+    query, key, value, mask = step["query"], step["key"], step["value"], step.get("attn_mask")
+    unify(query.dims[-1], key.dims[-1])
+    unify(key.dims[-2], value.dims[-2])
+    for dim in (query.dims[-2], key.dims[-2]):
+        freeze(dim, "its entries are places of an image or a sequence")
+    if step.get("scale") is None:
+        freeze(query.dims[-1], f"{step.where()} divides by the root of how many entries it has")
+    heads = [value.dims[:-2], key.dims[:-2], query.dims[:-2]]
+    if step.get("enable_gqa", False) and query.dims[-3].size != key.dims[-3].size:
+        many, few = query.dims[-3], key.dims[-3]
+        unify(few, value.dims[-3])
+        unify(product([few, Dim(many.size // few.size, fixed="its heads share keys and values")]), many)
+        heads = [query.dims[:-2]]
+    batch = broadcast(step, heads, step.shapes[:-2])
+    for leaf in leaves(batch[-1]) if len(batch) > 1 else ():
+        leaf.label = leaf.label or "heads"
+    if mask is not None:
+        broadcast(step, [mask.dims[:-2], batch], step.shapes[:-2])
+    tracer.consume(step, query, -1, key, -1)
+    tracer.consume(step, key, -1, query, -1)
+    return (*batch, query.dims[-2], value.dims[-1])
+
+
+# --- recurrent layers -----------------------------------------------------------------------------------------------
+
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule(*_GATES)
+def _recurrent(tracer: Tracer, step: Step) -> list[Dims]:
+    """Tie a unit's gates, its history and the next layer: weights are (gates x hidden, in), gates slowest."""
+    x, states = step["input"], step["hx"]
+    ways = 2 if step["bidirectional"] else 1
+    states = list(states) if isinstance(states, list) else [states]
+    per_cell = 4 if step["has_biases"] else 2
+    params: list[Value] = step["params"]
+    if len(params) != per_cell * ways * step["num_layers"] or len(x.dims) != 3:
+        return refuse(step)  # projections (proj_size), packed sequences
+    incoming, hidden = x.dims[-1], [Dim(params[1].shape[1]) for _ in range(ways)]
+    for layer in range(step["num_layers"]):
+        for way in range(ways):
+            at = per_cell * (layer * ways + way)
+            # The layers of one module share `hidden_size`, so their units die at the same places.
+            _cell(step, params[at : at + per_cell], incoming, hidden[0])
+            tracer.consume(step, x, -1, params[at], 1) if layer == 0 else None
+        incoming = total([hidden[0]] * ways)
+    for state in states:
+        unify(state.dims[-1], hidden[0])
+    freeze(x.dims[0], "its entries are places of an image or a sequence")
+    freeze(x.dims[1], "its entries are places of an image or a sequence")
+    tracer.attribute(step, "input_size", x.dims[-1])
+    tracer.attribute(step, "hidden_size", hidden[0])
+    last = (*fresh([step["num_layers"] * ways]), x.dims[0 if step["batch_first"] else 1], hidden[0])
+    return [(*x.dims[:2], incoming), *(last for _ in states)]
+
+
+def _cell(step: Step, params: list[Value], incoming: Dim, hidden: Dim) -> None:
+    gates: Any = product([Dim(_GATES[step.op], fixed="they are gates of one unit"), hidden])
+    unify(params[0].dims[1], incoming)
+    unify(params[1].dims[1], hidden)
+    for value in params:
+        unify(value.dims[0], gates)

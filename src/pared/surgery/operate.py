@@ -1,0 +1,79 @@
+"""The doors of surgery: make a graph, remove entries."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.errors import SurgeryError
+from pared.surgery.apply import apply
+from pared.surgery.graph import Graph, build, finish
+from pared.surgery.plan import Living, Plan, make_plan
+from pared.surgery.rehearse import Rehearsal
+from pared.surgery.trace import Example
+
+
+def graph(model: nn.Module, example: Example) -> Graph:
+    """Return which axes of which tensors of `model` are tied, from one `torch.export` and a proof of it.
+
+    `example` is what the forward pass takes: a tensor, a sequence of positional arguments, or a mapping of keyword
+    arguments; content is no matter, shapes are. The graph stays true through every `remove` that is given it.
+    The proof traces the network again with every space grown by some entries: what does not follow is fixed, with the
+    reason (`print(graph)` shows it).
+
+    Raises:
+        SurgeryError: `torch.export` cannot follow the forward pass.
+    """
+    builder = build(model, example)
+    if not _plain(model):
+        Rehearsal(model, example, builder).run()
+    return finish(builder)
+
+
+#: torch's own modules whose forward pass uses no size but those of its tensors.
+_PLAIN = ("linear", "conv", "batchnorm", "instancenorm", "activation", "dropout", "pooling", "flatten", "padding")
+
+
+def _plain(model: nn.Module) -> bool:
+    """Whether no code but torch's and ours runs, so that there is nothing to prove."""
+    known = {"torch.nn.modules.container", "pared.nn.switch", "pared.nn.select"}
+    known |= {f"torch.nn.modules.{name}" for name in _PLAIN}
+    return all(
+        type(module).__module__ in known
+        and not isinstance(module, nn.MultiheadAttention | nn.Unflatten)
+        and not (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1)
+        for module in model.modules()
+    )
+
+
+def remove(
+    model: nn.Module,
+    entries: Mapping[str, Sequence[int] | Tensor],
+    *,
+    graph: Graph,
+    optimizer: Optimizer | None = None,
+    ema: Iterable[nn.Module] = (),
+    living: Living = "refuse",
+) -> Plan:
+    """Remove `entries` of spaces or layers, by name, from `model` and all that follows it; return the plan.
+
+    Call it between `optimizer.step()` and the next forward pass. What the network computes in evaluation stays as it
+    is: constants that dead channels emit are folded into what reads them. With `living="cut"` entries may be alive,
+    and their contribution is dropped. All or nothing: after an error everything is as it was.
+
+    Raises:
+        SurgeryError: an unknown or fixed space, an entry out of range or alive, all entries of a space, a constant
+            that cannot be folded exactly, or optimizer state that cannot follow.
+    """
+    keep = {}
+    for name, gone in entries.items():
+        space = graph.find(name)
+        lost = {int(entry) for entry in gone}
+        if lost and (min(lost) < 0 or max(lost) >= space.size):
+            raise SurgeryError(f"entries of {space.name!r} are numbered 0..{space.size - 1}; got {sorted(lost)[:8]}")
+        kept = keep.get(space.name, range(space.size))
+        keep[space.name] = [entry for entry in kept if entry not in lost]
+    plan = make_plan(graph, model, keep, living=living)
+    apply(plan, model, optimizer=optimizer, ema=ema)
+    graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
+    return plan

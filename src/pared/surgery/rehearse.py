@@ -1,0 +1,264 @@
+"""Prove a graph before it is used: grow every space by a few entries and see that the same program comes out.
+
+Reshapes with sizes written in the code, attributes that hold a size, factors computed from a size, entries picked by
+number: all of them look innocent in one trace. In the trace of a network grown as the graph says, each makes a
+difference, and then its dims are frozen, or the attribute that has to follow is found. Nothing is copied or computed:
+the grown network has no content.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import SurgeryError
+from pared.surgery.axes import Dim, Kind, describe, find, freeze, leaves
+from pared.surgery.graph import Attribute, Builder, Space, build, name_spaces
+from pared.surgery.trace import Example, Step, arguments, evaluating, flat, hollow
+
+_ROUNDS = 6
+_TRIALS = 64
+
+Candidate = tuple[str, str, Dim]  # module, attribute, the dim whose size it may hold
+
+
+class Rehearsal:
+    """The growing of one traced network; `run` freezes what cannot follow, and adds the attributes that must."""
+
+    def __init__(self, model: nn.Module, example: Example, builder: Builder) -> None:
+        self.model, self.example, self.builder = model, example, builder
+        self.found: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
+        self.failed: dict[tuple[str, ...], str] = {}
+        self.device: str | None = "meta"
+        if self._runs({}) is not None:  # a forward pass that looks at values needs some
+            self.device = None
+
+    def run(self) -> None:
+        """Repeat until the grown network traces to the grown program."""
+        for _ in range(_ROUNDS):
+            spaces = [space for space in name_spaces(self.builder) if space.fixed is None]
+            grown = grow(spaces)
+            if not grown:
+                return
+            trouble = self._runs(grown)
+            if trouble is not None:
+                self._sort_out(spaces)
+                continue
+            culprits = self._compare(grown)
+            if not culprits:
+                return
+            for dim, reason in culprits:
+                freeze(dim, reason)
+        for space in name_spaces(self.builder):
+            freeze(space.dim, "growing the network does not give the grown program")
+
+    def _sort_out(self, spaces: Sequence[Space]) -> None:
+        """Find the spaces that cannot grow alone, and the attributes by which they can."""
+        for space in spaces:
+            if space.fixed is not None:
+                continue
+            grown = grow([space])
+            key = _pattern(space)
+            if key in self.failed:
+                freeze(space.dim, self.failed[key])
+                continue
+            trouble = self._runs(grown)
+            if trouble is None:
+                continue
+            chosen = self._search(space, grown, self.found.get(key))
+            if chosen is None:
+                where = next((s.where() for s in self._touching(space) if s.op in _SIZED), "the network")
+                self.failed[key] = f"{where} uses its size as a number ({trouble})"
+                freeze(space.dim, self.failed[key])
+            else:
+                self.found[key] = tuple((name, describe(dim)) for _, name, dim in chosen)
+                self.builder.attributes += [Attribute(*candidate) for candidate in chosen]
+
+    def _search(
+        self, space: Space, grown: Mapping[Dim, int], before: tuple[tuple[str, str], ...] | None
+    ) -> tuple[Candidate, ...] | None:
+        """Return the fewest attributes which, following the space, let the network run."""
+        candidates = self._candidates(space)
+        if before is not None:  # what helped a layer of the same kind comes first
+            first = tuple(c for c in candidates if (c[1], describe(c[2])) in before)
+            if first and self._runs(grown, first) is None:
+                return first
+        trials = 0
+        for count in (1, 2, 3):
+            for chosen in combinations(candidates, count):
+                if len({(module, name) for module, name, _ in chosen}) < count:
+                    continue
+                trials += 1
+                if trials > _TRIALS:
+                    return None
+                if self._runs(grown, chosen) is None:
+                    return (*chosen, *self._named_alike(space, grown, chosen, candidates))
+        return None
+
+    def _named_alike(
+        self, space: Space, grown: Mapping[Dim, int], chosen: tuple[Candidate, ...], candidates: Sequence[Candidate]
+    ) -> tuple[Candidate, ...]:
+        """A number of heads that the forward pass does not need should be true all the same."""
+        more = tuple(
+            c for c in candidates if c not in chosen and find(c[2]) is space.dim and space.dim.label and "head" in c[1]
+        )
+        return more if more and self._runs(grown, (*chosen, *more)) is None else ()
+
+    def _candidates(self, space: Space) -> list[Candidate]:
+        found: dict[tuple[str, str, int], Candidate] = {}
+        for step in self._touching(space):
+            dims = {find(dim) for value in flat([step.out, *step.args.values()]) for dim in value.dims}
+            module = self.model.get_submodule(step.layer)
+            for name, number in vars(module).items():
+                if type(number) is not int or name.startswith("_"):
+                    continue
+                for dim in dims:
+                    if dim.size == number and space.dim in leaves(dim):
+                        found.setdefault((step.layer, name, id(dim)), (step.layer, name, dim))
+        already = {(a.module, a.name) for a in self.builder.attributes}
+        return [c for c in found.values() if c[:2] not in already]
+
+    def _touching(self, space: Space) -> Iterator[Step]:
+        for step in self.builder.program.steps:
+            if any(space.dim in leaves(dim) for value in flat([step.out, *step.args.values()]) for dim in value.dims):
+                yield step
+
+    def _runs(self, grown: Mapping[Dim, int], attributes: Sequence[Candidate] = ()) -> str | None:
+        """Run the grown network without any content; return what went wrong, None if nothing."""
+        try:
+            model = self._grown(grown, attributes, self.device)
+            args, kwargs = arguments(self.example if self.device is None else to_meta(self.example))
+            with evaluating(model), torch.no_grad():
+                out = model(*args, **kwargs)
+        except Exception as error:
+            return str(error).strip().split("\n")[0][:160]
+        shapes = [tuple(t.shape) for t in _tensors_in(out)]
+        wanted = [value.shape for value in self.builder.program.outputs]
+        if len(shapes) == len(wanted) and shapes != wanted:
+            return f"an output has shape {shapes[0]} instead of {wanted[0]}"
+        return None
+
+    def _grown(self, grown: Mapping[Dim, int], attributes: Sequence[Candidate], device: str | None) -> nn.Module:
+        sizes = {
+            name: tuple(grown_size(dim, grown) for dim in value.dims)
+            for name, value in self.builder.program.tensors.items()
+        }
+        model = hollow(self.model, sizes, device)
+        for module, name, dim in (*((a.module, a.name, a.dim) for a in self.builder.attributes), *attributes):
+            setattr(model.get_submodule(module), name, grown_size(dim, grown))
+        return model
+
+    def _compare(self, grown: Mapping[Dim, int]) -> list[tuple[Dim, str]]:
+        """Trace the grown network; return the dims that did not grow as they should, with the reason."""
+        try:
+            other = build(self._grown(grown, (), None), self.example)
+        except (SurgeryError, AssertionError) as error:
+            return [(dim, f"the grown network cannot be traced ({error})") for dim in grown]
+        mine, theirs = self.builder.program, other.program
+        for step, twin in zip(mine.steps, theirs.steps, strict=False):
+            if step.target is not twin.target:
+                return _blame(step, f"{step.where()} does something else when its size changes")
+            difference = _difference(step, twin, grown)
+            if difference:
+                return _blame(step, f"{step.where()} {difference}")
+        for name, value in mine.tensors.items():
+            for dim, twin in zip(value.dims, theirs.tensors[name].dims, strict=True):
+                if not _alike(dim, twin, grown):
+                    return [(dim, f"parts of {name!r} are told apart by their place")]
+        return []
+
+
+#: Operators that take a size as a number.
+_SIZED = {
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "unflatten",
+    "expand",
+    "split",
+    "split_with_sizes",
+    "zeros",
+    "new_zeros",
+    "slice",
+}
+
+
+def grow(spaces: Sequence[Space]) -> dict[Dim, int]:
+    """Return new sizes for the leaves of `spaces`, each grown by another number, so that a missing tie shows.
+
+    No two numbers differ by one: `chunk` would round that away.
+    """
+    return {space.dim: space.size + 2 + 3 * (place % 499) for place, space in enumerate(spaces)}
+
+
+def grown_size(dim: Dim, grown: Mapping[Dim, int]) -> int:
+    """Return the size that `dim` has when its leaves are as large as `grown` says."""
+    dim = find(dim)
+    if dim.kind in (Kind.LEAF, Kind.RAGGED):
+        return grown.get(dim, dim.size)
+    sizes = [grown_size(part, grown) for part in dim.parts]
+    if dim.kind is Kind.SUM:
+        return sum(sizes)
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+def _difference(step: Step, twin: Step, grown: Mapping[Dim, int]) -> str | None:
+    mine = [tuple(grown_size(dim, grown) for dim in value.dims) for value in flat([step.out])]
+    theirs = [value.shape for value in flat([twin.out])]
+    if mine != theirs:
+        return "gives another shape than expected when its size changes"
+    for name, value in step.args.items():
+        if isinstance(value, float) and value != twin.args.get(name):
+            return f"computes a factor from its size ({value:g})"
+    return None
+
+
+def _alike(dim: Dim, twin: Dim, grown: Mapping[Dim, int]) -> bool:
+    """Tell whether `twin` is `dim`, grown: the same tree of the same sizes."""
+    dim, twin = find(dim), find(twin)
+    if grown_size(dim, grown) != twin.size:
+        return False
+    if not any(leaf in grown for leaf in leaves(dim)):
+        return True
+    return (
+        dim.kind is twin.kind
+        and len(dim.parts) == len(twin.parts)
+        and all(_alike(one, two, grown) for one, two in zip(dim.parts, twin.parts, strict=True))
+    )
+
+
+def _blame(step: Step, reason: str) -> list[tuple[Dim, str]]:
+    return [(dim, reason) for value in flat([step.out, *step.args.values()]) for dim in value.dims]
+
+
+def _pattern(space: Space) -> tuple[str, ...]:
+    """What spaces of the same place in repeated blocks have in common."""
+    return (str(space.size), *(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]" for slot in space.slots))
+
+
+def to_meta(example: Example) -> Any:
+    """Return `example` with its tensors on the meta device."""
+    if isinstance(example, Tensor):
+        return example.to("meta")
+    if isinstance(example, Mapping):
+        return {key: to_meta(value) for key, value in example.items()}
+    if isinstance(example, list | tuple):
+        return type(example)(to_meta(value) for value in example)
+    return example
+
+
+def _tensors_in(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    elif isinstance(item, Mapping):
+        for value in item.values():
+            yield from _tensors_in(value)
+    elif isinstance(item, list | tuple):
+        for value in item:
+            yield from _tensors_in(value)

@@ -36,8 +36,10 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
 
     Parameters are replaced by new `nn.Parameter`s at every place that held the old one, so tied weights stay tied;
     `requires_grad`, hooks, gradients, attributes and training flags are kept. `param_groups` are rewritten in place,
-    and every optimizer state tensor of the parameter's shape is gathered alike; scalars are kept. Call it between
-    `optimizer.step()` and the next forward pass, before or after `zero_grad()`.
+    and every optimizer state tensor of the parameter's shape is gathered alike; scalars are kept. An optimizer whose
+    state has other shapes says how it follows with a method `resize(state, gathers, old)`: it takes one parameter's
+    state, its cuts in order (`axis`, `index`) and the parameter as it was, changes none of them, and returns the new
+    state. Call it between `optimizer.step()` and the next forward pass, before or after `zero_grad()`.
 
     Raises:
         SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
@@ -218,7 +220,11 @@ def _draft_states(model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict
         state = optimizer.state.get(old)
         if state is not None:
             cuts = draft.cuts[key]
-            states[key] = {k: _follow(k, v, old, cuts, names[key], optimizer) for k, v in state.items()}
+            resize = getattr(optimizer, "resize", None)
+            if resize is not None:
+                states[key] = dict(resize(state, tuple(cuts), old))
+            else:
+                states[key] = {k: _follow(k, v, old, cuts, names[key], optimizer) for k, v in state.items()}
     return states
 
 
@@ -229,7 +235,7 @@ def _follow(key: str, value: Any, old: Tensor, items: list[Gather], name: str, o
         raise SurgeryError(
             f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape "
             f"{tuple(old.shape)}; "
-            "how it follows a removal is not known, use an optimizer whose state has the parameter's shape"
+            "how it follows a removal is not known: give it a method `resize`, or use another optimizer"
         )
     for item in items:
         value = gather(value, item.axis, item.index)
@@ -252,6 +258,10 @@ def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo])
         parameters = model.get_submodule(parent)._parameters
         undo.append(partial(_put, parameters, name, None))
         _put(parameters, name, bias)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):  # it reads its weights from a list of its own
+            undo.append(partial(setattr, module, "_flat_weights", module._flat_weights))
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
     for item in plan.resizes:
         module = model.get_submodule(item.module)
         undo.append(partial(setattr, module, item.attribute, getattr(module, item.attribute)))

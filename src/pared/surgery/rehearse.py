@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pared.errors import SurgeryError
 from pared.surgery.axes import Dim, Kind, describe, find, freeze, leaves
 from pared.surgery.graph import Attribute, Builder, Space, build, name_spaces
+from pared.surgery.rules import POINTWISE
 from pared.surgery.trace import Example, Step, arguments, evaluating, flat, hollow
 
 _ROUNDS = 6
@@ -39,7 +40,8 @@ class Rehearsal:
     def run(self) -> None:
         """Repeat until the grown network traces to the grown program."""
         for _ in range(_ROUNDS):
-            spaces = [space for space in name_spaces(self.builder) if space.fixed is None]
+            # How many entries each factor of a ragged dim stands for is written in a buffer, which is not made up here.
+            spaces = [s for s in name_spaces(self.builder) if s.fixed is None and not s.dim.ragged]
             grown = grow(spaces)
             if not grown:
                 return
@@ -50,10 +52,18 @@ class Rehearsal:
             culprits = self._compare(grown)
             if not culprits:
                 return
-            for dim, reason in culprits:
-                freeze(dim, reason)
+            self._convict(culprits, grown)
         for space in name_spaces(self.builder):
             freeze(space.dim, "growing the network does not give the grown program")
+
+    def _convict(self, culprits: Sequence[tuple[Dim, str]], grown: Mapping[Dim, int]) -> None:
+        """Freeze those culprits that make a difference alone, or all of them if only together they do."""
+        suspects = {leaf: reason for dim, reason in culprits for leaf in leaves(dim) if leaf in grown}
+        guilty = suspects
+        if len(suspects) > 1:
+            guilty = {leaf: reason for leaf, reason in suspects.items() if self._compare({leaf: grown[leaf]})}
+        for leaf, reason in (guilty or suspects).items():
+            freeze(leaf, reason)
 
     def _sort_out(self, spaces: Sequence[Space]) -> None:
         """Find the spaces that cannot grow alone, and the attributes by which they can."""
@@ -213,8 +223,9 @@ def _difference(step: Step, twin: Step, grown: Mapping[Dim, int]) -> str | None:
     theirs = [value.shape for value in flat([twin.out])]
     if mine != theirs:
         return "gives another shape than expected when its size changes"
+    kinds = (int, float) if step.op in POINTWISE else float
     for name, value in step.args.items():
-        if isinstance(value, float) and value != twin.args.get(name):
+        if isinstance(value, kinds) and value != twin.args.get(name):
             return f"computes a factor from its size ({value:g})"
     return None
 

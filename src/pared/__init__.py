@@ -12,8 +12,14 @@ if TYPE_CHECKING:
     from pared.estimators import ParedClassifier as ParedClassifier
     from pared.estimators import ParedRegressor as ParedRegressor
     from pared.fitting import fit as fit
+    from pared.formats.program import export as export
     from pared.methods import Shrink as Shrink
     from pared.run import Run as Run
+    from pared.surgery import fold as fold
+    from pared.surgery import graph as graph
+    from pared.surgery import load as load
+    from pared.surgery import remove as remove
+    from pared.surgery import save as save
     from pared.train.settings import Settings as Settings
 
 #: Where each public name lives.
@@ -23,10 +29,30 @@ _PUBLIC = {
     "Run": "pared.run",
     "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
+    "export": "pared.formats.program",
     "fit": "pared.fitting",
+    "fold": "pared.surgery",
+    "graph": "pared.surgery",
+    "load": "pared.surgery",
+    "remove": "pared.surgery",
+    "save": "pared.surgery",
 }
 
-__all__ = ["ParedClassifier", "ParedRegressor", "Run", "Settings", "Shrink", "__version__", "fit"]
+__all__ = [
+    "ParedClassifier",
+    "ParedRegressor",
+    "Run",
+    "Settings",
+    "Shrink",
+    "__version__",
+    "export",
+    "fit",
+    "fold",
+    "graph",
+    "load",
+    "remove",
+    "save",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -17,8 +17,8 @@ from pared.data.problem import Problem, prepare
 from pared.data.source import Table, load_table
 from pared.data.task import Kind
 from pared.errors import ConfigError, DataError
-from pared.export.document import Document, save_document
-from pared.export.script import write_script
+from pared.formats.document import Document, save_document
+from pared.formats.script import write_script
 from pared.measure.judge import Judge, arrays, choose, measure_point
 from pared.measure.latency import threads
 from pared.measure.metrics import resolve_metric
@@ -199,7 +199,7 @@ def _save_point(path: Path, problem: Problem, judge: Judge, point: Point, record
 
 def _export(document: Document, path: Path, observer: Observer) -> None:
     try:
-        from pared.export.onnx import export_onnx
+        from pared.formats.onnx import export_onnx
 
         about = {"task": document.task.kind, "classes": "\n".join(document.task.classes)}
         export_onnx(document.model, path, [item.name for item in document.encoder.inputs], about=about)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pared.errors import RunError
-from pared.export.document import Document, load_document
+from pared.formats.document import Document, load_document
 from pared.measure.judge import softmax
 from pared.train.folder import RunFolder
 

@@ -87,7 +87,7 @@ def grouped_switch(m: Any, x: Tensor) -> Tensor:
 
 def held_net() -> Fn:
     net = Fn(held, a=nn.Linear(4, 12), b=nn.Linear(12, 2))
-    net.heads = 4
+    vars(net)["heads"] = 4
     return net
 
 

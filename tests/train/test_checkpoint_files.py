@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pared.errors import RunError
+from pared.storage import write_atomically
 from pared.train import checkpoint
-from pared.train.checkpoint import load_state, save_state, write_atomically
+from pared.train.checkpoint import load_state, save_state
 
 STATE: dict[str, Any] = {
     "a": torch.arange(6.0),

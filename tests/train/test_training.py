@@ -12,9 +12,10 @@ from torch import nn
 
 from helpers import task
 from pared.errors import ConfigError, RunError
+from pared.storage import write_atomically
 from pared.train import learner, shrinking
 from pared.train.arrays import Arrays, balanced, criterion, predict
-from pared.train.checkpoint import load_state, save_state, write_atomically
+from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Context, Observer
 from pared.train.folder import RunFolder, read_lines
 from pared.train.learner import learn_front

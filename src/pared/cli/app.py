@@ -170,7 +170,7 @@ def predict(
     if out is None:
         typer.echo(text, nl=False)
         return
-    from pared.train.checkpoint import write_atomically
+    from pared.storage import write_atomically
 
     write_atomically(out, text)
     typer.echo(f"{len(answers)} rows written to {out}", err=True)

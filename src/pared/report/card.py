@@ -5,7 +5,7 @@ from pathlib import Path
 from pared.report.html import LIMITS, headline
 from pared.report.reading import RunRecord, read_run
 from pared.report.table import render_table
-from pared.train.checkpoint import write_atomically
+from pared.storage import write_atomically
 
 
 def write_card(folder: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pared.report import figures
 from pared.report.reading import RunRecord, read_run
 from pared.report.table import HEAD, rows, sentences
-from pared.train.checkpoint import write_atomically
+from pared.storage import write_atomically
 
 LIMITS = (
     "Scores are of one split; the interval is for the test rows only, not for another split or seed.",

@@ -1,6 +1,7 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
 from pared.surgery.apply import apply, refuse_optimizer
+from pared.surgery.files import load, save
 from pared.surgery.fold import fold
 from pared.surgery.graph import Graph, Slot, Space
 from pared.surgery.operate import graph, remove
@@ -21,7 +22,9 @@ __all__ = [
     "fold",
     "graph",
     "leaves",
+    "load",
     "make_plan",
     "refuse_optimizer",
     "remove",
+    "save",
 ]

@@ -258,14 +258,19 @@ def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo])
         parameters = model.get_submodule(parent)._parameters
         undo.append(partial(_put, parameters, name, None))
         _put(parameters, name, bias)
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):  # it reads its weights from a list of its own
-            undo.append(partial(setattr, module, "_flat_weights", module._flat_weights))
-            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
+    refresh_recurrent(model, undo)
     for item in plan.resizes:
         module = model.get_submodule(item.module)
         undo.append(partial(setattr, module, item.attribute, getattr(module, item.attribute)))
         setattr(module, item.attribute, item.value)
+
+
+def refresh_recurrent(model: nn.Module, undo: list[Undo]) -> None:
+    """Recurrent layers read their weights from a list of their own."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            undo.append(partial(setattr, module, "_flat_weights", module._flat_weights))
+            module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
 def _put(table: dict[str, Any], name: str, value: Tensor | None) -> None:

@@ -1,8 +1,6 @@
 """Nested state in one safetensors file: written whole or not at all, read without running anything."""
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pared.errors import RunError
+from pared.storage import write_atomically
 
 FORMAT = "pared.checkpoint.1"
 
@@ -48,30 +47,6 @@ def load_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(
             f"{path} cannot be read as a checkpoint ({error}); delete it and resume, or start the run anew"
-        ) from None
-
-
-def write_atomically(path: Path, content: bytes | str, *, durable: bool = True) -> None:
-    """Write `content` beside `path`, flush it to the disk if `durable`, and rename it into place.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunError(
-            f"{path} could not be written ({error.strerror}); free some space or choose another --out"
         ) from None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pared.errors import RunError
-from pared.train.checkpoint import write_atomically
+from pared.storage import write_atomically
 
 
 class RunFolder:

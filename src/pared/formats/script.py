@@ -5,8 +5,8 @@ from string import Template
 
 from torch import nn
 
-from pared.export.document import Document
-from pared.train.checkpoint import write_atomically
+from pared.formats.document import Document
+from pared.storage import write_atomically
 
 
 def write_script(path: Path, document: Document) -> None:

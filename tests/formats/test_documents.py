@@ -13,8 +13,8 @@ from torch import nn
 from pared.data.encode import Encoder
 from pared.data.task import Task
 from pared.errors import RunError
-from pared.export.document import Document, load_document, save_document
-from pared.export.onnx import export_onnx
+from pared.formats.document import Document, load_document, save_document
+from pared.formats.onnx import export_onnx
 from pared.models import mlp
 
 
@@ -95,7 +95,7 @@ def test_onnx_answers_as_torch_does_for_any_batch(tmp_path: Path) -> None:
 
 def test_a_model_that_onnx_gets_wrong_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = document()
-    monkeypatch.setattr("pared.export.onnx.TOLERANCE", -1.0)
+    monkeypatch.setattr("pared.formats.onnx.TOLERANCE", -1.0)
     with pytest.raises(RunError, match="differ by"):
         export_onnx(saved.model, tmp_path / "m.onnx", ["a"] * len(saved.encoder.inputs))
     assert not (tmp_path / "m.onnx").exists()

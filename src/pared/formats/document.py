@@ -13,7 +13,7 @@ from pared._version import __version__
 from pared.data.encode import Encoder
 from pared.data.task import Task
 from pared.errors import RunError
-from pared.train.checkpoint import write_atomically
+from pared.storage import write_atomically
 
 FORMAT, VERSION = "pared.model", 1
 #: Layers without parameters that a document may name.

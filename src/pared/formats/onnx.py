@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pared.errors import RunError
-from pared.train.checkpoint import write_atomically
+from pared.storage import write_atomically
 
 #: Largest difference to torch that a float32 model may show.
 TOLERANCE = 1e-5
@@ -30,7 +30,7 @@ def export_onnx(model: nn.Module, path: Path, inputs: Sequence[str], *, about: M
     import onnx
 
     example = torch.zeros(2, len(inputs))
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             model.eval(),
             (example,),
@@ -69,7 +69,7 @@ def _check(content: bytes, model: nn.Module, inputs: int, path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the exporter's chatter inside the block only."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -1,0 +1,222 @@
+"""A resized network in one file, and back into a fresh instance of the user's own class."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import RunError
+from pared.storage import write_atomically
+from pared.surgery.apply import refresh_recurrent
+from pared.surgery.trace import tensors
+
+FORMAT = 1
+Network = TypeVar("Network", bound=nn.Module)
+_KEY = "pared"
+
+
+def save(model: nn.Module, path: str | Path) -> Path:
+    """Write the tensors of `model` and its structure to one safetensors file, whole or not at all; return its path.
+
+    Structure is JSON in the file's metadata: the integer attributes of modules (widths, groups, heads), ties between
+    tensors, modules that have become the identity, and a checksum over everything. Nothing is pickled.
+
+    Raises:
+        RunError: a tensor's type is not known to safetensors, or the file cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    path = Path(path)
+    first: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors(model).items():
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            held[name] = tensor.detach().cpu().contiguous().clone()
+    structure = {
+        "format": FORMAT,
+        "network": f"{type(model).__module__}.{type(model).__qualname__}",
+        "aliases": aliases,
+        "numbers": {name: numbers for name, module in model.named_modules() if (numbers := _numbers(module))},
+        "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
+    }
+    structure["checksum"] = _checksum(structure, held)
+    try:
+        content = to_bytes(held, metadata={_KEY: json.dumps(structure)})
+    except (TypeError, ValueError, KeyError) as error:
+        raise RunError(
+            f"{path} cannot hold this network ({error}); use real floating-point and integer tensors"
+        ) from None
+    write_atomically(path, content)
+    return path
+
+
+def load(model: Network, path: str | Path, *, device: torch.device | str | None = None) -> Network:
+    """Resize `model`, a fresh instance of the class that was saved, to the file's structure, fill it, and return it.
+
+    It may live on the meta device, so that no weight is made twice; it then comes to `device` (the CPU if None). Make
+    the optimizer afterwards: parameters of other sizes are new objects. Values come in the model's own type.
+
+    Raises:
+        RunError: the file is missing, damaged, of a newer format, or of another network; nothing was changed.
+    """
+    path = Path(path)
+    structure, held = _read(path)
+    mine = tensors(model)
+    _check_names(path, model, mine, held, structure)
+    drawn = {name: held[structure["aliases"].get(name, name)] for name in (*held, *structure["aliases"])}
+    changed = _check_shapes(path, mine, drawn)
+    settings = _settings(path, model, structure, changed)
+    _fill(model, mine, drawn, device)
+    for name in _identities(model, structure):
+        parent, _, key = name.rpartition(".")
+        model.get_submodule(parent)._modules[key] = nn.Identity()
+    for module, attribute, value in settings:
+        setattr(model.get_submodule(module), attribute, value)
+    refresh_recurrent(model, [])
+    return model
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    """The integer attributes of a module itself."""
+    return {k: v for k, v in vars(module).items() if type(v) is int and not k.startswith("_")}
+
+
+def _checksum(structure: Mapping[str, Any], held: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps({k: v for k, v in structure.items() if k != "checksum"}, sort_keys=True).encode())
+    for name in sorted(held):
+        tensor = held[name]
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            structure = json.loads((file.metadata() or {})[_KEY])
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        version = structure["format"]
+        if type(version) is int and version > FORMAT:
+            raise RunError(f"{path} has format {version}, newer than this pared's {FORMAT}; update pared")
+        if version != FORMAT or structure["checksum"] != _checksum(structure, held):
+            raise RunError(f"{path} is damaged: its content does not match its checksum; take it from its source again")
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist; give the path that pared.save returned") from None
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError, MemoryError) as error:
+        raise RunError(
+            f"{path} cannot be read as a network that pared saved ({type(error).__name__}: {error})"[:300]
+            + "; take it from its source again"
+        ) from None
+    return structure, held
+
+
+def _misfit(path: Path, what: str) -> RunError:
+    return RunError(f"{path} does not fit this network: {what}; build the network with the arguments it was saved with")
+
+
+def _check_names(
+    path: Path, model: nn.Module, mine: Mapping[str, Tensor], held: Mapping[str, Tensor], structure: Mapping[str, Any]
+) -> None:
+    names = {*held, *structure["aliases"]}
+    gone = tuple(f"{name}." for name in _identities(model, structure))
+    missing = [name for name in mine if name not in names and not name.startswith(gone or ("\0",))]
+    if missing:
+        raise _misfit(path, f"{missing[0]!r} is not in the file")
+    for name in names - mine.keys():
+        parent, _, key = name.rpartition(".")
+        try:
+            fits = key == "bias" and key in model.get_submodule(parent)._parameters
+        except AttributeError:
+            fits = False
+        if not fits:
+            raise _misfit(path, f"it holds {name!r}, which the network does not have")
+    ids: dict[int, str] = {}
+    for name, tensor in mine.items():
+        source = structure["aliases"].get(name, name)
+        if name in names and ids.setdefault(id(tensor), source) != source:
+            raise _misfit(path, f"{name!r} is tied to another tensor here and not in the file")
+
+
+def _check_shapes(path: Path, mine: Mapping[str, Tensor], drawn: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of tensors whose shape changes."""
+    changed = set()
+    for name, new in drawn.items():
+        old = mine.get(name)
+        if old is None:
+            changed.add(name)
+            continue
+        if old.ndim != new.ndim or any(n > o for n, o in zip(new.shape, old.shape, strict=True)):
+            raise _misfit(path, f"{name!r} is {tuple(new.shape)} in the file and {tuple(old.shape)} here")
+        if old.is_floating_point() != new.is_floating_point():
+            raise _misfit(path, f"{name!r} is {new.dtype} in the file and {old.dtype} here")
+        if old.shape != new.shape:
+            changed.add(name)
+    return changed
+
+
+def _settings(
+    path: Path, model: nn.Module, structure: Mapping[str, Any], changed: set[str]
+) -> list[tuple[str, str, int]]:
+    """The integer attributes to set: those that differ in modules whose tensors have another shape."""
+    found = []
+    for name, module in model.named_modules():
+        saved = structure["numbers"].get(name, {})
+        for key, value in _numbers(module).items():
+            other = saved.get(key, value)
+            if other == value:
+                continue
+            if type(other) is not int or not any(tensor.startswith(f"{name}." if name else "") for tensor in changed):
+                raise _misfit(path, f"{f'{name}.{key}'.lstrip('.')!r} is {other} in the file and {value} here")
+            found.append((name, key, other))
+    return found
+
+
+def _identities(model: nn.Module, structure: Mapping[str, Any]) -> list[str]:
+    """The modules that have become the identity since they were built."""
+    modules = dict(model.named_modules())
+    return [
+        name for name in structure["identities"] if name and name in modules and type(modules[name]) is not nn.Identity
+    ]
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, mine: Mapping[str, Tensor], drawn: Mapping[str, Tensor], device: Any) -> None:
+    made: dict[int, Tensor] = {}
+    for name, new in drawn.items():
+        old = mine.get(name)
+        if old is None:
+            parent, _, key = name.rpartition(".")
+            module = model.get_submodule(parent)
+            like = next(t for t in module._parameters.values() if t is not None)
+            where = _where(like, device)
+            module._parameters[key] = nn.Parameter(new.to(where, like.dtype), requires_grad=like.requires_grad)
+        elif id(old) not in made:
+            made[id(old)] = _made(old, new, _where(old, device))
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, old in table.items():
+                if old is not None and id(old) in made:
+                    table[key] = made[id(old)]  # type: ignore[assignment]
+
+
+def _where(old: Tensor, device: Any) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if old.is_meta else old.device
+
+
+def _made(old: Tensor, new: Tensor, where: torch.device) -> Tensor:
+    if old.shape == new.shape and old.device == where:
+        return old.copy_(new)
+    content = new.to(where, old.dtype)
+    return nn.Parameter(content, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else content

@@ -80,10 +80,11 @@ class Graph:
     made_by: Mapping[str, Dim] = field(default_factory=dict)  # what each layer with weights gives, by its name
 
     def __str__(self) -> str:
-        width = max((len(space.name) for space in self.spaces), default=0)
+        told = [space for space in self.spaces if space.layers or space.fixed is None]
+        width = max((len(space.name) for space in told), default=0)
         return "\n".join(
             f"{space.name:<{width}}  {space.size:>5}  {space.fixed or 'in ' + ', '.join(self._tensors(space))}"
-            for space in self.spaces
+            for space in told
         )
 
     def _tensors(self, space: Space) -> list[str]:

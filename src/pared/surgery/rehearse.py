@@ -22,6 +22,7 @@ from pared.surgery.trace import Example, Step, arguments, evaluating, flat, holl
 
 _ROUNDS = 6
 _TRIALS = 64
+_COUNT = re.compile(r"^(n|num|number|num_attention|n_attention)_heads?$|^heads$")
 
 Candidate = tuple[str, str, Dim]  # module, attribute, the dim whose size it may hold
 
@@ -104,18 +105,29 @@ class Rehearsal:
                 trials += 1
                 if trials > _TRIALS:
                     return None
-                if self._runs(grown, chosen) is None:
-                    return (*chosen, *self._named_alike(space, grown, chosen, candidates))
+                if self._runs(grown, chosen) is None and self._proved(grown, chosen):
+                    more = self._named_alike(space, chosen, candidates)
+                    return (*chosen, *more) if more and self._proved(grown, (*chosen, *more)) else chosen
         return None
 
     def _named_alike(
-        self, space: Space, grown: Mapping[Dim, int], chosen: tuple[Candidate, ...], candidates: Sequence[Candidate]
+        self, space: Space, chosen: tuple[Candidate, ...], candidates: Sequence[Candidate]
     ) -> tuple[Candidate, ...]:
         """A number of heads that the forward pass does not need should be true all the same."""
-        more = tuple(
-            c for c in candidates if c not in chosen and find(c[2]) is space.dim and space.dim.label and "head" in c[1]
-        )
-        return more if more and self._runs(grown, (*chosen, *more)) is None else ()
+        if space.dim.label != "heads":
+            return ()
+        taken = {c[1] for c in chosen}
+        alike = {c[:2]: c for c in candidates if _COUNT.search(c[1]) and find(c[2]) is space.dim and c[1] not in taken}
+        return tuple(alike.values())
+
+    def _proved(self, grown: Mapping[Dim, int], attributes: Sequence[Candidate]) -> bool:
+        """Whether the network, grown with these attributes, traces to the grown program; a run alone may be luck."""
+        before = list(self.builder.attributes)
+        self.builder.attributes += [Attribute(*candidate) for candidate in attributes]
+        try:
+            return not self._compare(grown)
+        finally:
+            self.builder.attributes[:] = before
 
     def _candidates(self, space: Space) -> list[Candidate]:
         found: dict[tuple[str, str, int], Candidate] = {}
@@ -250,7 +262,9 @@ def _blame(step: Step, reason: str) -> list[tuple[Dim, str]]:
 
 def _pattern(space: Space) -> tuple[str, ...]:
     """What spaces of the same place in repeated blocks have in common."""
-    return (str(space.size), *(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]" for slot in space.slots))
+    layer, _, part = space.name.rpartition(":")
+    name = f"{re.sub(r'[0-9]+', '#', layer)}:{part}" if layer else re.sub(r"[0-9]+", "#", part)
+    return (name, str(space.size), *(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]" for slot in space.slots))
 
 
 def to_meta(example: Example) -> Any:

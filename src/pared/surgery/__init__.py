@@ -5,7 +5,8 @@ from pared.surgery.files import load, save
 from pared.surgery.fold import fold
 from pared.surgery.graph import Graph, Slot, Space
 from pared.surgery.operate import graph, remove
-from pared.surgery.plan import Constant, Gather, Living, Plan, Resize, make_plan
+from pared.surgery.plan import Constant, Gather, Plan, Resize
+from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves
 
 __all__ = [

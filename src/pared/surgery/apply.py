@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pared.errors import SurgeryError
 from pared.surgery.plan import Constant, Gather, Plan
+from pared.surgery.trace import tensors
 
 Undo = Callable[[], object]
 
@@ -27,6 +28,7 @@ class _Draft:
     buffers: dict[int, Tensor] = field(default_factory=dict)
     biases: dict[str, nn.Parameter] = field(default_factory=dict)  # created where there was none
     cuts: dict[int, list[Gather]] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     old: list[Tensor] = field(default_factory=list)  # keeps the ids above alive
 
 
@@ -45,8 +47,9 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
         SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
     """
     refuse_optimizer(optimizer)
-    drafts = [(target, _draft(plan, target)) for target in (model, *ema)]
-    states = _draft_states(model, drafts[0][1], optimizer) if optimizer is not None else {}
+    take = _Taker()
+    drafts = [(target, _draft(plan, target, take)) for target in (model, *ema)]
+    states = _draft_states(drafts[0][1], optimizer, take) if optimizer is not None else {}
     undo: list[Undo] = []
     try:
         for target, draft in drafts:
@@ -59,13 +62,38 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
         raise
 
 
+class _Taker:
+    """Gather along axes; index tensors are made once for each index and device, and an index is checked once."""
+
+    def __init__(self) -> None:
+        # By identity, as plans share their index tuples; the tuple itself is kept, so that its id stays its own.
+        self._made: dict[tuple[int, torch.device], tuple[tuple[int, ...], Tensor, Tensor | None]] = {}
+        self._ends: dict[int, tuple[tuple[int, ...], int, int]] = {}
+
+    def __call__(self, tensor: Tensor, items: Iterable[Gather]) -> Tensor:
+        """Return `tensor` with entry i of each item's axis taken from its `index[i]`, zero where that is -1."""
+        for item in items:
+            key = (id(item.index), tensor.device)
+            if key not in self._made:
+                where = torch.tensor(item.index, dtype=torch.long, device=tensor.device)
+                fresh = (where < 0).nonzero().flatten() if -1 in item.index else None
+                self._made[key] = (item.index, where if fresh is None else where.clamp(min=0), fresh)
+            _, where, fresh = self._made[key]
+            tensor = tensor.index_select(item.axis, where)
+            if fresh is not None:
+                tensor.index_fill_(item.axis, fresh, 0)
+        return tensor
+
+    def ends(self, index: tuple[int, ...]) -> tuple[int, int]:
+        """Return the least and the greatest entry, (-2, -2) of an empty index."""
+        if id(index) not in self._ends:
+            self._ends[id(index)] = (index, min(index, default=-2), max(index, default=-2))
+        return self._ends[id(index)][1:]
+
+
 def gather(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
     """Return `tensor` with entry i of `axis` taken from `index[i]`, zero where that is -1."""
-    where = torch.tensor(index, dtype=torch.long, device=tensor.device)
-    taken = tensor.index_select(axis, where.clamp(min=0))
-    if -1 in index:
-        taken.index_fill_(axis, (where < 0).nonzero().flatten(), 0)
-    return taken
+    return _Taker()(tensor, [Gather("", axis, index)])
 
 
 def refuse_optimizer(optimizer: Optimizer | None) -> None:
@@ -79,12 +107,6 @@ def refuse_optimizer(optimizer: Optimizer | None) -> None:
         )
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
-
-
 def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
     grouped: dict[str, list[Gather]] = {}
     for item in plan.gathers:
@@ -93,34 +115,30 @@ def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
 
 
 @torch.no_grad()
-def _draft(plan: Plan, model: nn.Module) -> _Draft:
-    draft, named = _Draft(), _tensors(model)
+def _draft(plan: Plan, model: nn.Module, take: _Taker) -> _Draft:
+    draft, named, cuts = _Draft(), tensors(model), _by_tensor(plan)
     _check_names(plan, model, named)
     _check_ties(plan, named)
     folded = _folded(plan.constants, named)
     done: dict[int, list[Gather]] = {}
-    for name, items in _by_tensor(plan).items():
+    for name, items in cuts.items():
         old = named.get(name)
         if old is None:
             raise SurgeryError(f"the plan names {name!r}, which the model does not have; make the plan from this model")
-        _check_fit(name, old, items)
+        _check_fit(name, old, items, take)
         previous = done.setdefault(id(old), items)
         if previous is not items:
             # A tied tensor is reached under two names: both must ask for the same cut.
             if [(g.axis, g.index) for g in previous] != [(g.axis, g.index) for g in items]:
                 raise SurgeryError(f"{name!r} is tied to {previous[0].tensor!r}, and the plan cuts the two differently")
             continue
-        new = folded.pop(name, old)
-        for item in items:
-            new = gather(new, item.axis, item.index)
-        _record(draft, old, new, items)
+        _record(draft, name, old, take(folded.pop(name, old), items), items, take)
     for name, new in folded.items():
         if name in named:
-            _record(draft, named[name], new, [])
+            _record(draft, name, named[name], new, [], take)
         else:
             # Created where there was none: it follows the rows of its layer's weight.
-            for item in _by_tensor(plan).get(f"{name.removesuffix('bias')}weight", []):
-                new = gather(new, 0, item.index) if item.axis == 0 else new
+            new = take(new, [item for item in cuts.get(f"{name.removesuffix('bias')}weight", []) if item.axis == 0])
             frozen = not named[f"{name.removesuffix('bias')}weight"].requires_grad
             draft.biases[name] = nn.Parameter(new, requires_grad=not frozen)
     return draft
@@ -147,20 +165,19 @@ def _check_ties(plan: Plan, named: Mapping[str, Tensor]) -> None:
             raise SurgeryError(f"{name!r} is tied to {other!r}, which the plan changes differently; untie the two")
 
 
-def _check_fit(name: str, old: Tensor, items: list[Gather]) -> None:
+def _check_fit(name: str, old: Tensor, items: list[Gather], take: _Taker) -> None:
     for item in items:
-        if not (
-            0 <= item.axis < old.ndim and item.index and -1 <= min(item.index) <= max(item.index) < old.shape[item.axis]
-        ):
+        least, most = take.ends(item.index)
+        if not (0 <= item.axis < old.ndim and -1 <= least <= most < old.shape[item.axis]):
             raise SurgeryError(
-                f"the plan takes entries up to {max(item.index, default=-1)} of axis {item.axis} of {name!r}, "
+                f"the plan takes entries up to {most} of axis {item.axis} of {name!r}, "
                 f"whose shape is {tuple(old.shape)}; make the plan from this model"
             )
 
 
-def _record(draft: _Draft, old: Tensor, new: Tensor, items: list[Gather]) -> None:
+def _record(draft: _Draft, name: str, old: Tensor, new: Tensor, items: list[Gather], take: _Taker) -> None:
     draft.old.append(old)
-    draft.cuts[id(old)] = items
+    draft.cuts[id(old)], draft.names[id(old)] = items, name
     if not isinstance(old, nn.Parameter):
         draft.buffers[id(old)] = new
         return
@@ -174,10 +191,7 @@ def _record(draft: _Draft, old: Tensor, new: Tensor, items: list[Gather]) -> Non
         if getattr(old, hooks, None) is not None:
             setattr(made, hooks, getattr(old, hooks))
     if old.grad is not None:
-        grad = old.grad
-        for item in items:
-            grad = gather(grad, item.axis, item.index)
-        made.grad = grad
+        made.grad = take(old.grad, items)
     draft.parameters[id(old)] = made
 
 
@@ -211,8 +225,7 @@ def _emitted(item: Constant, weight: Tensor) -> Tensor:
     return columns @ values if item.axis else columns.t() @ values
 
 
-def _draft_states(model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    names = {id(tensor): name for name, tensor in _tensors(model).items()}
+def _draft_states(draft: _Draft, optimizer: Optimizer, take: _Taker) -> dict[int, dict[str, Any]]:
     held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     states: dict[int, dict[str, Any]] = {}
     for key in draft.parameters.keys() & held.keys():
@@ -224,22 +237,18 @@ def _draft_states(model: nn.Module, draft: _Draft, optimizer: Optimizer) -> dict
             if resize is not None:
                 states[key] = dict(resize(state, tuple(cuts), old))
             else:
-                states[key] = {k: _follow(k, v, old, cuts, names[key], optimizer) for k, v in state.items()}
+                for part, value in state.items():
+                    if isinstance(value, Tensor) and value.ndim and value.shape != old.shape:
+                        raise SurgeryError(
+                            f"{type(optimizer).__name__} keeps {part!r} of shape {tuple(value.shape)} for "
+                            f"{draft.names[key]!r} of shape {tuple(old.shape)}; how it follows a removal is not known: "
+                            "give it a method `resize`, or use another optimizer"
+                        )
+                states[key] = {
+                    part: take(value, cuts) if isinstance(value, Tensor) and value.ndim else value
+                    for part, value in state.items()
+                }
     return states
-
-
-def _follow(key: str, value: Any, old: Tensor, items: list[Gather], name: str, optimizer: Optimizer) -> Any:
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value
-    if value.shape != old.shape:
-        raise SurgeryError(
-            f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for {name!r} of shape "
-            f"{tuple(old.shape)}; "
-            "how it follows a removal is not known: give it a method `resize`, or use another optimizer"
-        )
-    for item in items:
-        value = gather(value, item.axis, item.index)
-    return value
 
 
 def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo]) -> None:

@@ -293,6 +293,24 @@ def positions(dim: Dim, keep: Mapping[Dim, Sequence[int]]) -> list[int]:
     return found
 
 
+def locate(dim: Dim, entry: int) -> Iterator[tuple[Dim, int]]:
+    """Yield the entries of leaves that entry `entry` of `dim` stands for: one, or one of every factor of a product."""
+    dim = find(dim)
+    if dim.kind is Kind.LEAF:
+        yield dim, entry
+    elif dim.kind is Kind.PRODUCT:
+        stride = dim.size
+        for part in dim.parts:
+            stride //= part.size
+            yield from locate(part, entry // stride % part.size)
+    else:
+        for place, size in enumerate(dim.blocks if dim.kind is Kind.RAGGED else [part.size for part in dim.parts]):
+            if entry < size:
+                yield from locate(dim.parts[0], place) if dim.kind is Kind.RAGGED else locate(dim.parts[place], entry)
+                return
+            entry -= size
+
+
 def describe(dim: Dim) -> str:
     """Return the structure of `dim` in short, as "(3 x (8 + 8))"."""
     dim = find(dim)
@@ -302,3 +320,26 @@ def describe(dim: Dim) -> str:
         return f"blocks{list(dim.blocks)}"
     sign = " x " if dim.kind is Kind.PRODUCT else " + "
     return f"({sign.join(describe(part) for part in dim.parts)})"
+
+
+class Cut:
+    """Which entries stay of every dim, when only the entries `keep` of some leaves do; each worked out once."""
+
+    def __init__(self, keep: Mapping[Dim, Sequence[int]]) -> None:
+        self.keep = keep
+        self._touched: dict[Dim, bool] = {}
+        self._kept: dict[Dim, tuple[int, ...]] = {}
+
+    def touches(self, dim: Dim) -> bool:
+        """Tell whether `dim` loses entries."""
+        dim = find(dim)
+        if dim not in self._touched:
+            self._touched[dim] = any(leaf in self.keep for leaf in leaves(dim))
+        return self._touched[dim]
+
+    def kept(self, dim: Dim) -> tuple[int, ...]:
+        """Return the entries of `dim` that stay, in order."""
+        dim = find(dim)
+        if dim not in self._kept:
+            self._kept[dim] = tuple(positions(dim, self.keep))
+        return self._kept[dim]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from pared.errors import SurgeryError
 from pared.nn import Switch
-from pared.surgery import layer_rules as _layer_rules  # noqa: F401  (registers its rules)
+from pared.surgery import image_rules as _image_rules  # noqa: F401  (registers its rules)
+from pared.surgery import layer_rules as _layer_rules  # noqa: F401
 from pared.surgery.axes import Dim, find, freeze, leaves, unify
 from pared.surgery.rules import RULES, refuse
 from pared.surgery.trace import Example, Program, Step, Value, flat, steps, tensors, trace
@@ -144,7 +145,7 @@ class Graph:
                     step = consumer.step
                     axis = -1 if step.op == "linear" else 1 - len(consumer.weight.dims)
                     value = self.program.tensors.setdefault(bias, Value((step.out.dims[axis],), bias))
-                    step.args["bias"] = value
+                    step.put("bias", value)
 
 
 class Builder:
@@ -235,7 +236,7 @@ class Builder:
         if rule is None or step.shapes is None:
             return refuse(step)
         if step.op == "repeat_interleave" and not isinstance(step["repeats"], int):
-            step.args["blocks"] = self._blocks(step["repeats"])
+            step.put("blocks", self._blocks(step["repeats"]))
         out = rule(self, step)
         if isinstance(out, tuple):
             self._note_made(step, out)

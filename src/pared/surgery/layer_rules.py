@@ -31,7 +31,7 @@ def _addmm(tracer: Tracer, step: Step) -> Dims:
     tracer.attribute(step, "nx", inner)
     tracer.attribute(step, "nf", columns)
     tracer.consume(step, step["mat1"], -1, step["mat2"], 0)
-    return broadcast(step, [step["self"].dims, (rows, columns)], step.shapes)
+    return broadcast([step["self"].dims, (rows, columns)], step.shapes)
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
@@ -107,7 +107,7 @@ def _group_norm(tracer: Tracer, step: Step) -> Dims:
     freeze(within, f"{step.where()} divides by how many channels a group has")
     for name in ("weight", "bias"):
         _bias(step.get(name), dims[1])
-    step.args["group"] = group
+    step.put("group", group)
     tracer.attribute(step, "num_groups", group)
     tracer.attribute(step, "num_channels", dims[1])
     return dims
@@ -146,7 +146,7 @@ def _matmul(tracer: Tracer, step: Step) -> Dims:
     tracer.consume(step, one, -1, two, axis)
     tracer.consume(step, two, axis, one, -1)
     tail = (*one.dims[-2:-1], *(two.dims[-1:] if len(two.dims) > 1 else ()))
-    head = broadcast(step, [one.dims[:-2], two.dims[:-2]], step.shapes[: len(step.shapes) - len(tail)])
+    head = broadcast([one.dims[:-2], two.dims[:-2]], step.shapes[: len(step.shapes) - len(tail)])
     return (*head, *tail)
 
 
@@ -180,8 +180,8 @@ def _baddbmm(tracer: Tracer, step: Step) -> Dims:
     unify(one.dims[2], two.dims[1])
     tracer.consume(step, one, 2, two, 1)
     tracer.consume(step, two, 1, one, 2)
-    batch = broadcast(step, [one.dims[:1], two.dims[:1]], step.shapes[:1])
-    return broadcast(step, [step["self"].dims, (*batch, one.dims[1], two.dims[2])], step.shapes)
+    batch = broadcast([one.dims[:1], two.dims[:1]], step.shapes[:1])
+    return broadcast([step["self"].dims, (*batch, one.dims[1], two.dims[2])], step.shapes)
 
 
 @rule("scaled_dot_product_attention")
@@ -199,11 +199,11 @@ def _attention(tracer: Tracer, step: Step) -> Dims:
         unify(few, value.dims[-3])
         unify(product([few, Dim(many.size // few.size, fixed="its heads share keys and values")]), many)
         heads = [query.dims[:-2]]
-    batch = broadcast(step, heads, step.shapes[:-2])
+    batch = broadcast(heads, step.shapes[:-2])
     for leaf in leaves(batch[-1]) if len(batch) > 1 else ():
         leaf.label = leaf.label or "heads"
     if mask is not None:
-        broadcast(step, [mask.dims[:-2], batch], step.shapes[:-2])
+        broadcast([mask.dims[:-2], batch], step.shapes[:-2])
     tracer.consume(step, query, -1, key, -1)
     tracer.consume(step, key, -1, query, -1)
     return (*batch, query.dims[-2], value.dims[-1])

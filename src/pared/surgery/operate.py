@@ -8,7 +8,8 @@ from torch.optim import Optimizer
 from pared.errors import SurgeryError
 from pared.surgery.apply import apply
 from pared.surgery.graph import Graph, build, finish
-from pared.surgery.plan import Living, Plan, make_plan
+from pared.surgery.plan import Plan
+from pared.surgery.planner import Living, make_plan
 from pared.surgery.rehearse import Rehearsal
 from pared.surgery.trace import Example
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pared.errors import SurgeryError
 from pared.surgery.axes import Dim, Kind, describe, find, freeze, leaves
 from pared.surgery.graph import Attribute, Builder, Space, build, name_spaces
-from pared.surgery.rules import POINTWISE
+from pared.surgery.operators import POINTWISE
 from pared.surgery.trace import Example, Step, arguments, evaluating, flat, hollow
 
 _ROUNDS = 6

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pared.surgery.axes import Dim, cut, freeze, product, ragged, split, total, unify
+from pared.surgery.operators import MADE, POINTWISE, SAME
 from pared.surgery.trace import Step, Value
 
 Dims = tuple[Dim, ...]
@@ -47,9 +48,8 @@ def spatial(shape: Sequence[int]) -> Dims:
     return tuple(Dim(size, fixed="its entries are places of an image or a sequence") for size in shape)
 
 
-def broadcast(step: Step, values: Sequence[Dims], shape: Sequence[int]) -> Dims:
+def broadcast(values: Sequence[Dims], shape: Sequence[int]) -> Dims:
     """Unify what meets in broadcasting."""
-    del step
     out: list[Dim] = []
     for place in range(-len(shape), 0):
         met = [dims[place] for dims in values if len(dims) >= -place]
@@ -60,151 +60,9 @@ def broadcast(step: Step, values: Sequence[Dims], shape: Sequence[int]) -> Dims:
     return tuple(out)
 
 
-#: Operators that act on every entry alone. Their constants are found by running them.
-POINTWISE = frozenset(
-    (
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "true_divide",
-        "pow",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "where",
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "hardswish",
-        "hardsigmoid",
-        "hardtanh",
-        "sigmoid",
-        "tanh",
-        "softplus",
-        "softshrink",
-        "hardshrink",
-        "log_sigmoid",
-        "threshold",
-        "exp",
-        "exp2",
-        "log",
-        "log1p",
-        "log2",
-        "expm1",
-        "sqrt",
-        "rsqrt",
-        "neg",
-        "abs",
-        "sin",
-        "cos",
-        "tan",
-        "atan",
-        "erf",
-        "erfc",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "clip",
-        "square",
-        "reciprocal",
-        "sign",
-        "floor",
-        "ceil",
-        "round",
-        "trunc",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_not",
-        "logical_and",
-        "logical_or",
-        "bitwise_and",
-        "bitwise_or",
-        "bitwise_not",
-        "__and__",
-        "__or__",
-        "masked_fill",
-        "lerp",
-        "addcmul",
-        "addcdiv",
-        "nan_to_num",
-        "isnan",
-        "isinf",
-        "fill",
-        "rrelu",
-    )
-)
-
-#: Operators that give back what they take, in evaluation.
-SAME = frozenset(
-    (
-        "to",
-        "_to_copy",
-        "clone",
-        "contiguous",
-        "alias",
-        "detach",
-        "detach_",
-        "dropout",
-        "feature_dropout",
-        "alpha_dropout",
-        "native_dropout",
-        "lift_fresh_copy",
-        "lift_fresh",
-        "type_as",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "rand_like",
-        "randn_like",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "requires_grad_",
-        "resolve_conj",
-        "resolve_neg",
-    )
-)
-
-#: Operators that make a tensor of a size given by numbers.
-MADE = frozenset(
-    (
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "arange",
-        "linspace",
-        "rand",
-        "randn",
-        "eye",
-        "scalar_tensor",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "tensor",
-    )
-)
-
-
 @rule(*POINTWISE)
 def _pointwise(tracer: Tracer, step: Step) -> Dims:
-    return broadcast(step, [value.dims for value in step.values()], step.shapes)
+    return broadcast([value.dims for value in step.values()], step.shapes)
 
 
 @rule(*SAME)
@@ -267,7 +125,7 @@ def _permute(tracer: Tracer, step: Step) -> Dims:
 
 
 def _moved(step: Step, ndim: int) -> list[int]:
-    source, target = ([p % ndim for p in _many(step[key])] for key in ("source", "destination"))
+    source, target = ([p % ndim for p in many(step[key])] for key in ("source", "destination"))
     order: list[int | None] = [None] * ndim
     for place, goal in zip(source, target, strict=True):
         order[goal] = place
@@ -275,7 +133,8 @@ def _moved(step: Step, ndim: int) -> list[int]:
     return [next(rest) if place is None else place for place in order]
 
 
-def _many(item: Any) -> list[int]:
+def many(item: Any) -> list[int]:
+    """Return an axis or several as a list."""
     return list(item) if isinstance(item, list | tuple) else [item]
 
 
@@ -288,7 +147,7 @@ def _squeeze(tracer: Tracer, step: Step) -> Dims:
 def squeezed(step: Step) -> list[int]:
     """Return the axes that a squeeze leaves out."""
     dims = step["self"].dims
-    places = {place % len(dims) for place in _many(step["dim"])} if step.get("dim") is not None else range(len(dims))
+    places = {place % len(dims) for place in many(step["dim"])} if step.get("dim") is not None else range(len(dims))
     return [place for place, dim in enumerate(dims) if place in places and dim.size == 1]
 
 
@@ -396,7 +255,8 @@ def _slice(tracer: Tracer, step: Step) -> Dims:
         start, stop = _bound(step["start"], 0, size), _bound(step["end"], size, size)
         stride = step["step"]
     if stride == 1:
-        step.args["head"], kept = take(take(dims[place], stop)[0], start)
+        head, kept = take(take(dims[place], stop)[0], start)
+        step.put("head", head)
     else:
         kept = _every(dims[place], start, stop, stride)
     return (*dims[:place], *(() if step.op == "select" else (kept,)), *dims[place + 1 :])
@@ -455,7 +315,7 @@ def _index(tracer: Tracer, step: Step) -> Dims:
     if places != list(range(places[0], places[-1] + 1)):
         return refuse(step)
     rest = len(dims) - len(places)
-    inner = broadcast(step, [indices[p].dims for p in places], step.shapes[places[0] :][: len(step.shapes) - rest])
+    inner = broadcast([indices[p].dims for p in places], step.shapes[places[0] :][: len(step.shapes) - rest])
     return (*dims[: places[0]], *inner, *dims[places[-1] + 1 :])
 
 
@@ -473,72 +333,6 @@ def _roll(tracer: Tracer, step: Step) -> Dims:
     for place in step["dims"] or range(len(dims)):
         freeze(dims[place], f"{step.where()} moves its entries")
     return dims
-
-
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
-def _pad(tracer: Tracer, step: Step) -> Dims:
-    dims = list(step["self"].dims)
-    amounts = step.get("pad", step.get("padding"))
-    for back in range(len(amounts) // 2):
-        if amounts[2 * back] or amounts[2 * back + 1]:
-            place = len(dims) - 1 - back
-            freeze(dims[place], f"{step.where()} pads it")
-            dims[place] = spatial([step.shapes[place]])[0]
-    return tuple(dims)
-
-
-@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d", "upsample_bilinear2d")
-@rule("upsample_bicubic2d", "upsample_trilinear3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-@rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "_adaptive_avg_pool2d")
-@rule("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "lp_pool2d", "max_pool2d_with_indices")
-@rule("mkldnn_adaptive_avg_pool2d", "max_pool1d_with_indices", "max_pool3d_with_indices")
-def _image(tracer: Tracer, step: Step) -> Dims | list[Dims]:
-    dims = step.values()[0].dims
-    several = isinstance(step.shapes, list)
-    shape = step.shapes[0] if several else step.shapes
-    # Whether the first axis is a batch is told by the operator's name: an image has so many axes and its channels.
-    places = next(int(c) for c in reversed(step.op) if c.isdigit())
-    out = (*dims[:-places], *spatial(shape[-places:]))
-    for dim in dims[-places:]:
-        freeze(dim, "its entries are places of an image or a sequence")
-    return [out for _ in step.shapes] if several else out
-
-
-@rule("pixel_shuffle")
-def _pixel_shuffle(tracer: Tracer, step: Step) -> Dims:
-    *batch, channels, _, _ = step["self"].dims
-    factor = step["upscale_factor"] ** 2
-    halves = split(channels, channels.size // factor)
-    if halves is None:
-        return refuse(step)
-    freeze(halves[1], "its entries become places of an image")
-    return (*batch, halves[0], *spatial(step.shapes[-2:]))
-
-
-# --- what is not understood -----------------------------------------------------------------------------------------
-
-
-@rule("mean", "sum", "amax", "amin", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "logsumexp")
-@rule("prod", "max", "min", "argmax", "argmin", "any", "all", "median", "nanmean")
-def _reduce(tracer: Tracer, step: Step) -> Dims | list[Dims]:
-    dims = step["self"].dims
-    if len(step.values()) > 1:  # torch.max(a, b)
-        return _pointwise(tracer, step)
-    places = step.get("dim")
-    over = {place % len(dims) for place in _many(places)} if places not in (None, []) else set(range(len(dims)))
-    for place in over:
-        freeze(dims[place], f"{step.where()} takes the {step.op} over it")
-    keep = bool(step.get("keepdim", False))
-    out = tuple(Dim(1) if place in over else dim for place, dim in enumerate(dims) if keep or place not in over)
-    return [out for _ in step.shapes] if isinstance(step.shapes, list) else out
-
-
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "tril", "triu")
-def _along(tracer: Tracer, step: Step) -> Dims | list[Dims]:
-    dims = step["self"].dims
-    for place in (-2, -1) if step.op in ("tril", "triu") else (step.get("dim", -1),):
-        freeze(dims[place], f"{step.where()} takes the {step.op.strip('_')} over it")
-    return [dims for _ in step.shapes] if isinstance(step.shapes, list) else dims
 
 
 def refuse(step: Step) -> Any:

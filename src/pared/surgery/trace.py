@@ -42,6 +42,7 @@ class Step:
     shapes: Any  # of what it returns, as traced: a shape, or a list of them
     inplace: bool = False
     out: Any = None  # a Value or a list of them, once the rules have run
+    _values: list[Value] | None = field(default=None, repr=False)
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -52,7 +53,17 @@ class Step:
 
     def values(self) -> list[Value]:
         """Return the tensors among the arguments."""
-        return list(flat(self.args.values()))
+        if self._values is None:
+            self._values = list(flat(self.args.values()))
+        return self._values
+
+    def put(self, name: str, value: Any) -> None:
+        """Set an argument."""
+        self.args[name], self._values = value, None
+
+    def outs(self) -> list[Value]:
+        """Return the tensors that come out."""
+        return [self.out] if isinstance(self.out, Value) else list(flat(self.out))
 
     def where(self) -> str:
         """Return a name for messages: the layer's, or the network's."""
@@ -158,9 +169,13 @@ def hollow(model: nn.Module, sizes: Mapping[str, Sequence[int]], device: str | N
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by all their names."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    return named
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for table, named in ((module._parameters, parameters), (module._buffers, buffers)):
+            named.update({prefix + key: tensor for key, tensor in table.items() if tensor is not None})
+    return parameters | buffers
 
 
 def steps(graph: fx.Graph, known: dict[fx.Node, Any], owner: Any) -> Iterator[tuple[fx.Node, Step]]:

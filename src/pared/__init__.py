@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pared.surgery import graph as graph
     from pared.surgery import load as load
     from pared.surgery import remove as remove
+    from pared.surgery import remove_ddp as remove_ddp
     from pared.surgery import save as save
     from pared.train.settings import Settings as Settings
 
@@ -35,6 +36,7 @@ _PUBLIC = {
     "graph": "pared.surgery",
     "load": "pared.surgery",
     "remove": "pared.surgery",
+    "remove_ddp": "pared.surgery",
     "save": "pared.surgery",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "graph",
     "load",
     "remove",
+    "remove_ddp",
     "save",
 ]
 

@@ -1,6 +1,7 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
 from pared.surgery.apply import apply, refuse_optimizer
+from pared.surgery.ddp import remove_ddp
 from pared.surgery.files import load, save
 from pared.surgery.fold import fold
 from pared.surgery.graph import Graph, Slot, Space
@@ -27,5 +28,6 @@ __all__ = [
     "make_plan",
     "refuse_optimizer",
     "remove",
+    "remove_ddp",
     "save",
 ]

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from pared.errors import SurgeryError
 from pared.surgery.plan import Constant, Gather, Plan
@@ -46,20 +48,49 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
     Raises:
         SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
     """
+    prepare(plan, model, optimizer=optimizer, ema=ema)()
+
+
+@torch.inference_mode(False)
+def prepare(
+    plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Iterable[nn.Module] = ()
+) -> Callable[[], None]:
+    """Make everything that `apply` puts in place, and return the call that does so; until then nothing is changed."""
     refuse_optimizer(optimizer)
+    model, averaged = bare(model), [bare(copy) for copy in ema]
     take = _Taker()
-    drafts = [(target, _draft(plan, target, take)) for target in (model, *ema)]
+    drafts = [(target, _draft(plan, target, take)) for target in (model, *averaged)]
     states = _draft_states(drafts[0][1], optimizer, take) if optimizer is not None else {}
-    undo: list[Undo] = []
-    try:
-        for target, draft in drafts:
-            _commit_model(plan, target, draft, undo)
-        if optimizer is not None:
-            _commit_optimizer(drafts[0][1], states, optimizer, model, undo)
-    except BaseException:
-        for action in reversed(undo):
-            action()
-        raise
+
+    def commit() -> None:
+        undo: list[Undo] = []
+        try:
+            for target, draft in drafts:
+                _commit_model(plan, target, draft, undo)
+            if optimizer is not None:
+                _commit_optimizer(drafts[0][1], states, optimizer, model, undo)
+        except BaseException:
+            for action in reversed(undo):
+                action()
+            raise
+
+    return commit
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the network itself of a compiled or averaged one.
+
+    Raises:
+        SurgeryError: it is wrapped for training in several processes, where a removal takes more.
+    """
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        raise SurgeryError(
+            f"{type(model).__name__} holds on to the parameters it was made with; use pared.remove_ddp, which agrees "
+            "between processes and wraps the network again"
+        )
+    compiled = getattr(model, "_orig_mod", None)  # torch.compile's wrapper, whose class has no public name
+    inner = model.module if isinstance(model, AveragedModel) else compiled
+    return bare(inner) if isinstance(inner, nn.Module) else model
 
 
 class _Taker:
@@ -104,6 +135,11 @@ def refuse_optimizer(optimizer: Optimizer | None) -> None:
         raise SurgeryError(
             f"{name} updates each weight by more than its own gradient and history, which cannot follow a removal; "
             "use SGD, Adam or another optimizer"
+        )
+    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+        raise SurgeryError(
+            "ZeroRedundancyOptimizer keeps its state in pieces on several ranks, which cannot follow a removal; "
+            "use the optimizer it wraps"
         )
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared.errors import SurgeryError
-from pared.surgery.apply import apply
+from pared.surgery.apply import apply, bare
 from pared.surgery.graph import Graph, build, finish
 from pared.surgery.plan import Plan
 from pared.surgery.planner import Living, make_plan
@@ -25,6 +25,7 @@ def graph(model: nn.Module, example: Example) -> Graph:
     Raises:
         SurgeryError: `torch.export` cannot follow the forward pass.
     """
+    model = bare(model)
     builder = build(model, example)
     if not _plain(model):
         Rehearsal(model, example, builder).run()
@@ -66,15 +67,21 @@ def remove(
         SurgeryError: an unknown or fixed space, an entry out of range or alive, all entries of a space, a constant
             that cannot be folded exactly, or optimizer state that cannot follow.
     """
-    keep = {}
+    model, keep = bare(model), kept(graph, entries)
+    plan = make_plan(graph, model, keep, living=living)
+    apply(plan, model, optimizer=optimizer, ema=ema)
+    graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
+    return plan
+
+
+def kept(graph: Graph, entries: Mapping[str, Sequence[int] | Tensor]) -> dict[str, list[int]]:
+    """Return what is left of each named space without `entries`."""
+    keep: dict[str, list[int]] = {}
     for name, gone in entries.items():
         space = graph.find(name)
         lost = {int(entry) for entry in gone}
         if lost and (min(lost) < 0 or max(lost) >= space.size):
             raise SurgeryError(f"entries of {space.name!r} are numbered 0..{space.size - 1}; got {sorted(lost)[:8]}")
-        kept = keep.get(space.name, range(space.size))
-        keep[space.name] = [entry for entry in kept if entry not in lost]
-    plan = make_plan(graph, model, keep, living=living)
-    apply(plan, model, optimizer=optimizer, ema=ema)
-    graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
-    return plan
+        before = keep.get(space.name, range(space.size))
+        keep[space.name] = [entry for entry in before if entry not in lost]
+    return keep

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,8 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pared.cli import app as cli
+from pared.train.settings import Settings
 
 GOOD = "a,b,y\n" + "".join(f"{i % 7},{i % 5},{'pq'[i % 2]}\n" for i in range(40))
 QUICK = ("--hidden", "6", "--epochs", "3", "--fine-tune", "1")
@@ -23,6 +26,7 @@ Case = tuple[str, str | bytes, list[str], str]
 
 CASES: dict[str, Case] = {
     "missing file": ("", "", ["absent.csv", "--target", "y"], "absent.csv does not exist"),
+    "an address": ("", "", ["https://example.org/t.csv", "--target", "y"], "is an address"),
     "a folder": ("", "", [".", "--target", "y"], "is a folder"),
     "empty file": ("f.csv", "", ["f.csv", "--target", "y"], "f.csv is empty"),
     "only a header": ("f.csv", "a,b,y\n", ["f.csv", "--target", "y"], "no rows"),
@@ -293,3 +297,13 @@ def test_help_and_import_are_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys, pared; assert 'torch' not in sys.modules; pared.Shrink; import torch; assert not {'pandas', 'sklearn', 'safetensors'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_tells_the_defaults_of_the_settings() -> None:
+    text = " ".join(CliRunner().invoke(cli.app, ["fit", "--help"]).output.split())
+    told = dict(re.findall(r"--([a-z-]+) <\w+>(?:(?! --[a-z]).)*?\[default: ([^\]]+)\]", text))
+    settings = Settings()
+    for name in ("hidden", "lr", "weight_decay", "strength", "select", "seed", "device", "threads"):
+        value = getattr(settings, name)
+        wanted = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
+        assert told[name.replace("_", "-")] == wanted, name

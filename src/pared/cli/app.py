@@ -62,25 +62,36 @@ def fit(
         str | None,
         typer.Option(help="What chooses: accuracy, balanced_accuracy, roc_auc, f1, log_loss, r2, mae, rmse, …"),
     ] = None,
-    select: Annotated[str | None, typer.Option(help="Which inputs can die: features, columns or none.")] = None,
-    hidden: Annotated[str | None, typer.Option(help="Widths to start from, such as 500,500.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of the shrinking run.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Adam's step size.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="L2 on everything except switches.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Which inputs can die: features, columns or none.  [default: features]")
+    ] = None,
+    hidden: Annotated[str | None, typer.Option(help="Widths to start from.  [default: 500,500]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the shrinking run.  [default: about 7,500 steps]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step.  [default: 16 to 512, by the number of rows]")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Adam's step size.  [default: 0.002]")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="L2 on everything except switches.  [default: 0.001]")
+    ] = None,
     strength: Annotated[
-        str | None, typer.Option(help="The penalty's first and last strength, such as 1e-3,0.3.")
+        str | None, typer.Option(help="The penalty's first and last strength.  [default: 0.001,0.3]")
     ] = None,
     class_weights: Annotated[
         str | None, typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
     ] = None,
-    fine_tune: Annotated[int | None, typer.Option(help="Epochs of fine-tuning for each point, 0 for none.")] = None,
-    refit: Annotated[
-        bool | None, typer.Option(help="Fit the points once more on training and validation rows.")
+    fine_tune: Annotated[
+        int | None,
+        typer.Option(help="Epochs of fine-tuning for each point, 0 for none.  [default: a fifth of --epochs]"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of splits, weights and order of rows.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    refit: Annotated[
+        bool | None, typer.Option(help="Fit the points once more on training and validation rows.  [default: refit]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of splits, weights and order of rows.  [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …  [default: cpu]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: 1]")] = None,
     config: Annotated[Path | None, typer.Option(help="A .toml file of settings; options given here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
@@ -165,7 +176,9 @@ def predict(
     frame = load_table(data, header=header, delimiter=_escaped(delimiter), decimal=decimal).frame
     answers = answer(document, frame)
     for name, count in document.encoder.unseen(frame).items():
-        typer.echo(f"warning: column {name!r} holds values never seen in training in {count} rows", err=True)
+        typer.echo(
+            f"warning: column {name!r} holds values never seen in training in {count} row{'s' * (count != 1)}", err=True
+        )
     text = answers.to_csv(index=False)
     if out is None:
         typer.echo(text, nl=False)

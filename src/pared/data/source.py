@@ -41,6 +41,8 @@ def load_table(source: str | Path | pd.DataFrame, **dialect: Any) -> Table:
         frame, target = _builtin(name)
     elif name.startswith("openml:"):
         frame, target = _openml(name)
+    elif "://" in name:
+        raise DataError(f"{name} is an address; pared reads files only, so download it first and give the file")
     else:
         frame, target = read_table(source, **dialect), None
     return Table(frame, name, target, fingerprint(frame))

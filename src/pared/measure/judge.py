@@ -122,7 +122,9 @@ def choose(
         unit = settings.max_drop / 100 if metric.points else settings.max_drop
         floor = metric.goodness(start["val_score"]) - unit
         within = [i for i in allowed if goodness[i] >= floor]
-        stated.append(f"within {settings.max_drop:g} points of the dense reference on validation")
+        stated.append(
+            f"within {settings.max_drop:g} point{'s' * (settings.max_drop != 1)} of the dense reference on validation"
+        )
         if within:
             return max(within), f"the smallest point {' and '.join(stated)}"
         best = max(allowed, key=lambda i: (goodness[i], -front[i]["val_loss"]))

@@ -1,30 +1,53 @@
 """Fold switches into the layers beside them."""
 
 import copy
+from typing import TypeVar, overload
 
 import torch
 from torch import nn
 
 from pared.errors import SurgeryError
 from pared.nn import Select, Switch
+from pared.surgery.apply import bare
+from pared.surgery.folding import Folder
 from pared.surgery.sequential import check_sequential, leaves
+from pared.surgery.trace import Example
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
+@overload
+def fold(model: nn.Module, example: None = None) -> nn.Sequential: ...
+@overload
+def fold(model: Network, example: Example) -> Network: ...
 @torch.inference_mode(False)
 @torch.no_grad()
-def fold(model: nn.Module) -> nn.Sequential:
-    """Return a new, plain `nn.Sequential` that computes what `model` computes in evaluation, without its switches.
+def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
+    """Return a new network that computes what `model` computes in evaluation, without its switches.
 
-    A switch goes into the Linear or BatchNorm1d right before it (rows and bias scaled, exact for any sign of theta; a
-    norm without weight and bias gets them), else into the Linear right after it (columns scaled). A leading `Select`
-    is left out: the result takes the selected inputs only. Dropout in between does not matter. The original is not
-    changed.
+    A switch goes into the layer or norm right before it (rows and bias scaled, exact for any sign of theta; a batch norm
+    without weight and bias gets them), else into the layers behind it (columns scaled), through whatever passes a factor
+    on: dropout, reshapes, concatenation, averages; and, if all of theta is positive, relu and max-pooling.
+
+    With `example` (as for `pared.graph`) the network may be any that can be traced: a copy of it comes back, with
+    `nn.Identity` where a switch was, and with those switches still in place that cannot be folded exactly. Without it,
+    `model` is an `nn.Sequential` of linear layers, and a plain `nn.Sequential` comes back, whose first layer takes what
+    a leading `Select` selected. The original is not changed.
 
     Raises:
-        SurgeryError: a switch stands between two layers that do not scale.
+        SurgeryError: the network cannot be traced, or is no such Sequential, or a switch in it stands between two
+            layers that do not scale.
 
     Source: ShrinkNets (arXiv 1806.03723), section 3.2, "fold".
     """
+    if example is not None:
+        folded = copy.deepcopy(bare(model))
+        Folder(folded, example).run()
+        return folded
+    return _fold_sequential(model)
+
+
+def _fold_sequential(model: nn.Module) -> nn.Sequential:
     check_sequential(model)
     assert isinstance(model, nn.Sequential)
     modules = [copy.deepcopy(module) for _, module in leaves(model)]

@@ -47,3 +47,22 @@ FIXES_ZERO = _names(
 
 #: Layers that multiply by a weight and add a bias.
 WEIGHTED = _names("linear addmm conv1d conv2d conv3d")
+
+#: Operators that move entries about, and leave them as they are.
+MOVES = _names(
+    """
+    view reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze expand split split_with_sizes chunk
+    slice narrow select cat concat
+    """
+)
+
+#: Operators that take averages over places: a factor of a channel goes through them.
+AVERAGES = _names(
+    """
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d
+    """
+)
+
+#: Operators that a positive factor of a channel goes through.
+POSITIVE = _names("relu leaky_relu max_pool1d max_pool2d max_pool3d adaptive_max_pool2d")

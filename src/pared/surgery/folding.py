@@ -1,0 +1,181 @@
+"""Fold switches into their neighbours in any network that can be traced."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.nn import Switch
+from pared.surgery.constants import HANDLERS, Known, full
+from pared.surgery.graph import build
+from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME, WEIGHTED
+from pared.surgery.trace import Example, Step, Value
+
+#: Layers whose result a switch scales as their own weight and bias would, and the axis of their units.
+_SCALED_BY_WEIGHT = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
+_TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+
+
+class Folder:
+    """Fold the switches of `model`, in place; what cannot be folded exactly stays."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self.model = model
+        self.program = build(model, example).program
+        self.made: dict[int, Step] = {}
+        self.read: dict[int, list[Step]] = {}
+        for step in self.program.steps:
+            if step.op == "getitem":  # names one of several results, which are values by themselves
+                continue
+            self.made.update({id(value): step for value in step.outs()})
+            for value in step.values():
+                self.read.setdefault(id(value), []).append(step)
+        self.told = {id(value) for value in self.program.outputs}
+        self.scales: dict[int, Tensor] = {}
+
+    def run(self) -> list[str]:
+        """Fold every switch that can be; return the names of those that stay."""
+        left = []
+        for path, module in list(self.model.named_modules()):
+            if isinstance(module, Switch):
+                if self._fold(path, module):
+                    parent, _, name = path.rpartition(".")
+                    self.model.get_submodule(parent)._modules[name] = nn.Identity()
+                else:
+                    left.append(path)
+        return left
+
+    def _fold(self, path: str, switch: Switch) -> bool:
+        names = [name for name, module in self.model.named_modules(remove_duplicate=False) if module is switch]
+        steps = [step for step in self.program.steps if step.layer == path and step.op == "mul"]
+        if len(steps) != 1 or len(names) != 1:
+            return False
+        step, x = steps[0], steps[0].values()[0]
+        axis = switch.dim % len(x.dims)
+        return self._into_maker(x, axis, switch.factors()) or self._into_readers(step.out, axis, switch.factors())
+
+    def _alone(self, value: Value) -> bool:
+        """Whether one step reads `value`, and no one outside."""
+        return len(self.read.get(id(value), ())) == 1 and id(value) not in self.told
+
+    def _own(self, value: Any) -> nn.Parameter | None:
+        """The parameter behind a value that one step reads, under one name."""
+        if not isinstance(value, Value) or value.tensor is None or not self._alone(value):
+            return None
+        names = [name for name, other in self.program.tensors.items() if other is value]
+        tensor = dict(self.model.named_parameters(remove_duplicate=False)).get(value.tensor)
+        return tensor if len(names) == 1 and type(tensor) is nn.Parameter else None
+
+    # --- before the switch: rows ---
+
+    def _into_maker(self, x: Value, axis: int, factors: Tensor) -> bool:
+        while self._alone(x) and (step := self.made.get(id(x))) is not None and not step.inplace:
+            if step.op in SAME and not step.op.endswith("_like"):
+                x = step.values()[0]
+                continue
+            return self._into_rows(step, axis, factors)
+        return False
+
+    def _into_rows(self, step: Step, axis: int, factors: Tensor) -> bool:
+        kinds = {**_SCALED_BY_WEIGHT, **dict.fromkeys(WEIGHTED, 1), **dict.fromkeys(_TRANSPOSED, 1)}
+        kinds |= {"linear": -1, "addmm": -1}
+        if step.op not in kinds or kinds[step.op] % len(step.out.dims) != axis:
+            return False
+        if step.get("weight") is None and step.op == "batch_norm":
+            return self._give_affine(step, factors)
+        weight = self._own(step["mat2"] if step.op == "addmm" else step["weight"])
+        bias_value = step.get("self") if step.op == "addmm" else step.get("bias")
+        bias = self._own(bias_value)
+        if weight is None or (bias_value is not None and (bias is None or bias.ndim != 1)):
+            return False
+        row = 1 if step.op == "addmm" or step.op in _TRANSPOSED else 0
+        if weight.shape[row] != len(factors):  # a layer norm over several axes, a transposed convolution in groups
+            return False
+        weight.mul_(factors.view([-1 if place == row else 1 for place in range(weight.ndim)]))
+        if bias is not None:
+            bias.mul_(factors)
+        return True
+
+    def _give_affine(self, step: Step, factors: Tensor) -> bool:
+        module = self.model.get_submodule(step.layer)
+        if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            return False
+        module.affine = True
+        module.weight, module.bias = nn.Parameter(factors.clone()), nn.Parameter(torch.zeros_like(factors))
+        return True
+
+    # --- behind it: columns ---
+
+    def of(self, value: Any) -> Known | None:
+        """Return the factors of `value` as constants, for the rules that move them about; others have 1."""
+        scale = self.scales.get(id(value), torch.ones([1] * len(value.dims), dtype=torch.float64))
+        return Known(scale, torch.ones_like(scale, dtype=torch.bool))
+
+    def _into_readers(self, y: Value, axis: int, factors: Tensor) -> bool:
+        self.scales = {id(y): factors.double().view([-1 if place == axis else 1 for place in range(len(y.dims))])}
+        found: list[tuple[nn.Parameter, Tensor]] = []
+        todo = [y]
+        while todo:
+            value = todo.pop()
+            if id(value) in self.told or id(value) not in self.read:
+                return False
+            for step in self.read[id(value)]:
+                if step.op in WEIGHTED:
+                    columns = self._columns(step, value)
+                    if columns is None:
+                        return False
+                    found.append(columns)
+                elif self._passes(step, value):
+                    todo += step.outs()
+                else:
+                    return False
+        for weight, scale in found:
+            weight.mul_(scale.to(weight.dtype))
+        return bool(found)
+
+    def _passes(self, step: Step, value: Value) -> bool:
+        """Note the factors of what `step` makes, if it passes them on."""
+        scale = full(self.scales[id(value)], len(value.dims))
+        outs: Iterable[Value] = step.outs()
+        if step.inplace:
+            return False
+        if step.op in MOVES:
+            result: Any = HANDLERS[step.op](self, step)  # type: ignore[arg-type]
+            results = result if isinstance(result, list) else [result]
+            if any(known is None for known in results):
+                return False
+            self.scales.update({id(out): known.values for out, known in zip(outs, results, strict=True)})
+            return True
+        alone = len(step.values()) == 1 and not step.op.endswith("_like") and isinstance(step.out, Value)
+        if not alone or (step.op in POSITIVE and not bool((scale > 0).all())):
+            return False
+        if step.op == "mean" and any(scale.shape[place] != 1 for place in step.get("dim") or range(scale.ndim)):
+            return False
+        if step.op in (*AVERAGES, *POSITIVE) or step.op in SAME:
+            squeezed = step.op == "mean" and not step.get("keepdim", False)
+            kept = [s for place, s in enumerate(scale.shape) if not squeezed or place not in _axes(step, scale.ndim)]
+            self.scales[id(step.out)] = scale.reshape(kept)
+            return True
+        return False
+
+    def _columns(self, step: Step, value: Value) -> tuple[nn.Parameter, Tensor] | None:
+        weight_value, x = (step["mat2"], step["mat1"]) if step.op == "addmm" else (step["weight"], step["input"])
+        weight = self._own(weight_value)
+        if weight is None or x is not value or len([v for v in step.values() if v is value]) != 1:
+            return None
+        scale, axis = full(self.scales[id(value)], len(x.dims)), 1 if step.op.startswith("conv") else len(x.dims) - 1
+        if scale.numel() != scale.shape[axis]:
+            return None
+        scale = scale.flatten().expand(x.shape[axis])
+        if step.op == "linear":
+            return weight, scale
+        if step.op == "addmm":
+            return weight, scale.unsqueeze(1)
+        groups = step.get("groups", 1)  # each row of the weight meets the channels of its own group
+        rows = scale.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).reshape(weight.shape[:2])
+        return weight, rows.view(*weight.shape[:2], *([1] * (weight.ndim - 2)))
+
+
+def _axes(step: Step, ndim: int) -> set[int]:
+    return {place % ndim for place in step.get("dim") or range(ndim)}

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from pared.formats.program import export as export
     from pared.methods import Shrink as Shrink
     from pared.run import Run as Run
+    from pared.surgery import declare as declare
     from pared.surgery import fold as fold
     from pared.surgery import graph as graph
     from pared.surgery import load as load
     from pared.surgery import remove as remove
+    from pared.surgery import remove_blocks as remove_blocks
     from pared.surgery import remove_ddp as remove_ddp
     from pared.surgery import save as save
     from pared.train.settings import Settings as Settings
@@ -30,12 +32,14 @@ _PUBLIC = {
     "Run": "pared.run",
     "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
+    "declare": "pared.surgery",
     "export": "pared.formats.program",
     "fit": "pared.fitting",
     "fold": "pared.surgery",
     "graph": "pared.surgery",
     "load": "pared.surgery",
     "remove": "pared.surgery",
+    "remove_blocks": "pared.surgery",
     "remove_ddp": "pared.surgery",
     "save": "pared.surgery",
 }
@@ -47,12 +51,14 @@ __all__ = [
     "Settings",
     "Shrink",
     "__version__",
+    "declare",
     "export",
     "fit",
     "fold",
     "graph",
     "load",
     "remove",
+    "remove_blocks",
     "remove_ddp",
     "save",
 ]

@@ -2,5 +2,6 @@
 
 from pared.nn.select import Select
 from pared.nn.switch import Switch
+from pared.nn.zero import Zero
 
-__all__ = ["Select", "Switch"]
+__all__ = ["Select", "Switch", "Zero"]

@@ -1,7 +1,9 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
 from pared.surgery.apply import apply, refuse_optimizer
+from pared.surgery.blocks import remove_blocks
 from pared.surgery.ddp import remove_ddp
+from pared.surgery.declared import declare
 from pared.surgery.files import load, save
 from pared.surgery.fold import fold
 from pared.surgery.graph import Graph, Slot, Space
@@ -21,6 +23,7 @@ __all__ = [
     "Space",
     "apply",
     "check_sequential",
+    "declare",
     "fold",
     "graph",
     "leaves",
@@ -28,6 +31,7 @@ __all__ = [
     "make_plan",
     "refuse_optimizer",
     "remove",
+    "remove_blocks",
     "remove_ddp",
     "save",
 ]

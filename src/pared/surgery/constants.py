@@ -48,7 +48,14 @@ def handler(*names: str) -> Callable[[Handler], Handler]:
 class Constants:
     """The constants of one removal: `of` says what is known of a value, None if nothing."""
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor], cut: Cut) -> None:
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        cut: Cut,
+        watch: Callable[["Constants", Step], None] | None = None,
+    ) -> None:
+        """Walk `program`; `watch` is called before each step, when all is known of what it takes."""
         self.tensors, self.cut = tensors, cut
         self.known: dict[int, Known | None] = {}
         self.pending: dict[int, Step] = {}  # layers whose weights are read only if someone asks, by what they give
@@ -57,6 +64,8 @@ class Constants:
         self._lost: dict[Dim, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             for step in program.steps:
+                if watch is not None:
+                    watch(self, step)
                 self._run(step)
 
     def of(self, value: Any) -> Known | None:
@@ -104,6 +113,13 @@ class Constants:
     def lost(self, dim: Dim) -> Tensor:
         """Return whether each entry of `dim` is to be removed, (size,)."""
         return self._losses(dim)[1]
+
+    def vanishes(self, value: Value) -> bool:
+        """Tell whether all of `value` is known to be zero, when all entries are said to be removed."""
+        if value.tensor is None and self.is_zero(value):
+            return self._losing(value) > 0
+        known = self.of(value)
+        return known is not None and bool(known.mask.all()) and not bool(known.values.any())
 
     def _losses(self, dim: Dim) -> tuple[Tensor, Tensor]:
         dim = find(dim)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import RunError
+from pared.nn import Zero
 from pared.storage import write_atomically
 from pared.surgery.apply import refresh_recurrent
 from pared.surgery.trace import tensors
@@ -23,7 +24,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
     """Write the tensors of `model` and its structure to one safetensors file, whole or not at all; return its path.
 
     Structure is JSON in the file's metadata: the integer attributes of modules (widths, groups, heads), ties between
-    tensors, modules that have become the identity, and a checksum over everything. Nothing is pickled.
+    tensors, modules that have become the identity or zero, and a checksum over everything. Nothing is pickled.
 
     Raises:
         RunError: a tensor's type is not known to safetensors, or the file cannot be written.
@@ -46,6 +47,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         "aliases": aliases,
         "numbers": {name: numbers for name, module in model.named_modules() if (numbers := _numbers(module))},
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
+        "zeros": [name for name, module in model.named_modules() if type(module) is Zero],
     }
     structure["checksum"] = _checksum(structure, held)
     try:
@@ -75,9 +77,10 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     changed = _check_shapes(path, mine, drawn)
     settings = _settings(path, model, structure, changed)
     _fill(model, mine, drawn, device)
-    for name in _identities(model, structure):
+    for name in _replaced(model, structure):
         parent, _, key = name.rpartition(".")
-        model.get_submodule(parent)._modules[key] = nn.Identity()
+        made = Zero() if name in structure.get("zeros", ()) else nn.Identity()
+        model.get_submodule(parent)._modules[key] = made.train(model.get_submodule(name).training)
     for module, attribute, value in settings:
         setattr(model.get_submodule(module), attribute, value)
     refresh_recurrent(model, [])
@@ -128,7 +131,7 @@ def _check_names(
     path: Path, model: nn.Module, mine: Mapping[str, Tensor], held: Mapping[str, Tensor], structure: Mapping[str, Any]
 ) -> None:
     names = {*held, *structure["aliases"]}
-    gone = tuple(f"{name}." for name in _identities(model, structure))
+    gone = tuple(f"{name}." for name in _replaced(model, structure))
     missing = [name for name in mine if name not in names and not name.startswith(gone or ("\0",))]
     if missing:
         raise _misfit(path, f"{missing[0]!r} is not in the file")
@@ -181,12 +184,12 @@ def _settings(
     return found
 
 
-def _identities(model: nn.Module, structure: Mapping[str, Any]) -> list[str]:
-    """The modules that have become the identity since they were built."""
+def _replaced(model: nn.Module, structure: Mapping[str, Any]) -> list[str]:
+    """The modules that have become the identity, or zero, since they were built."""
     modules = dict(model.named_modules())
-    return [
-        name for name in structure["identities"] if name and name in modules and type(modules[name]) is not nn.Identity
-    ]
+    wanted = [(name, nn.Identity) for name in structure["identities"]]
+    wanted += [(name, Zero) for name in structure.get("zeros", ())]
+    return [name for name, kind in wanted if name and name in modules and type(modules[name]) is not kind]
 
 
 @torch.no_grad()

@@ -147,6 +147,25 @@ class Graph:
                     value = self.program.tensors.setdefault(bias, Value((step.out.dims[axis],), bias))
                     step.put("bias", value)
 
+    def forget(self, module: str, steps: set[int]) -> None:
+        """Stay true after the module of that name, and the steps with these ids, are gone."""
+
+        def inside(name: str) -> bool:
+            return name == module or name.startswith(f"{module}.")
+
+        named = self.program.tensors
+        for name in [name for name in named if inside(name)]:
+            value = named.pop(name)
+            if value.tensor == name:  # a tied tensor goes by its other name from now on
+                value.tensor = next((other for other, same in named.items() if same is value), name)
+        self.consumers = tuple(c for c in self.consumers if id(c.step) not in steps)
+        self.attributes = tuple(a for a in self.attributes if not inside(a.module))
+        self.made_by = {layer: dim for layer, dim in self.made_by.items() if not inside(layer)}
+        for space in self.spaces:
+            space.slots = tuple(slot for slot in space.slots if not inside(slot.tensor))
+            space.layers = tuple(layer for layer in space.layers if not inside(layer))
+        self.spaces = tuple(space for space in self.spaces if space.slots)
+
 
 class Builder:
     """Run the rules over a program."""

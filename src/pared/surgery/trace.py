@@ -116,7 +116,7 @@ def trace(model: nn.Module, example: Example) -> tuple[fx.Graph, dict[str, str],
         first = str(error).strip().split("\n")[0][:300]
         raise SurgeryError(
             f"torch.export cannot follow {type(model).__name__} with this example ({type(error).__name__}: {first}); "
-            "give an example that its forward pass accepts, or declare the ties yourself"
+            "give an example that its forward pass accepts, or say with pared.declare which axes are tied"
         ) from error
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}

@@ -1,0 +1,239 @@
+"""Take whole blocks out of a network: those that give back what they take, and branches that give nothing."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pared.errors import SurgeryError
+from pared.nn import Zero
+from pared.surgery.apply import bare
+from pared.surgery.axes import Cut
+from pared.surgery.constants import Constants
+from pared.surgery.graph import Graph
+from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME
+from pared.surgery.trace import Step, Value, tensors
+
+Kind = Literal["identity", "zero"]
+
+_POSITIVE_RESULT = ("relu", "relu6", "sigmoid", "softplus", "abs", "square", "exp", "softmax", "hardsigmoid")
+
+
+@torch.no_grad()
+def remove_blocks(
+    model: nn.Module,
+    names: Sequence[str],
+    *,
+    graph: Graph,
+    optimizer: Optimizer | None = None,
+    ema: Iterable[nn.Module] = (),
+) -> dict[str, Kind]:
+    """Take the modules `names` out of `model`, its optimizer and averaged copies; return what stands in their place.
+
+    A module whose result is its input, for every input, becomes `nn.Identity`: a residual block whose branch ends in
+    zero weights, a zero gate or a zero norm. A branch whose result is zero and only added to something becomes
+    `pared.nn.Zero`, which costs nothing. Parameters that are not used elsewhere leave the optimizer with their state.
+    All or nothing; call it between `optimizer.step()` and the next forward pass. The graph stays true.
+
+    Raises:
+        SurgeryError: no such module, one that takes more than one argument or is used more than once, or one that
+            still does something, with the reason.
+    """
+    model, averaged = bare(model), [bare(copy) for copy in ema]
+    blocks = [_Block(graph, model, name) for name in names]
+    zeros = _zero_summands(graph, model)
+    chosen: dict[str, Kind] = {block.name: block.stand_in(zeros) for block in blocks}
+    undo: list[Callable[[], object]] = []
+    try:
+        for target in (model, *averaged):
+            for name, kind in chosen.items():
+                _replace(target, name, nn.Identity() if kind == "identity" else Zero(), undo)
+        if optimizer is not None:
+            _forget(optimizer, blocks, model, undo)
+    except BaseException:
+        for action in reversed(undo):
+            action()
+        raise
+    for block in blocks:
+        block.leave(chosen[block.name])
+    return chosen
+
+
+def _zero_summands(graph: Graph, model: nn.Module) -> dict[int, list[bool]]:
+    """For every addition, by the id of its step, whether each tensor it takes is zero at that time."""
+    found: dict[int, list[bool]] = {}
+
+    def watch(known: Constants, step: Step) -> None:
+        if step.op in ("add", "sub"):
+            found[id(step)] = [known.vanishes(value) for value in step.values()]
+
+    Constants(graph.program, tensors(model), Cut({space.dim: () for space in graph.spaces}), watch)
+    return found
+
+
+def _spoilt(steps: Sequence[Step]) -> set[int]:
+    """The values that are read, under one name or another, after something was written into them."""
+    root: dict[int, int] = {}
+    last: dict[int, int] = {}
+    spoilt: set[int] = set()
+    for place, step in enumerate(steps):
+        for value in step.values():
+            last[id(value)] = place
+        if step.op in MOVES or step.op in SAME or step.inplace:
+            root.update(
+                {id(out): root.get(id(source), id(source)) for source in step.values()[:1] for out in step.outs()}
+            )
+    for place, step in enumerate(steps):
+        if step.inplace:
+            source = id(step.values()[0])
+            same = {value for value in last if root.get(value, value) == root.get(source, source)}
+            made_later = {id(out) for later in steps[place:] for out in later.outs()}
+            spoilt |= {value for value in same - made_later if last[value] > place}
+    return spoilt
+
+
+class _Block:
+    """A module as part of the program: its steps, the one value it takes, the one it gives."""
+
+    def __init__(self, graph: Graph, model: nn.Module, name: str) -> None:
+        self.graph, self.name = graph, name
+        module = dict(model.named_modules()).get(name)
+        paths = [path for path, other in model.named_modules(remove_duplicate=False) if other is module]
+        if module is None or not name:
+            raise SurgeryError(f"there is no module {name!r} to remove; name one of model.named_modules()")
+        self.parameters = list(module.parameters())
+        program = graph.program
+        self.steps = [s for s in program.steps if s.layer == name or s.layer.startswith(f"{name}.")]
+        inside = {id(value) for step in self.steps if step.op != "getitem" for value in step.outs()}
+        taken = {id(v): v for s in self.steps for v in s.values() if id(v) not in inside and v.tensor is None}
+        own = {id(step) for step in self.steps}
+        read = {id(v) for s in program.steps if id(s) not in own and s.op != "getitem" for v in s.values()}
+        read |= {id(value) for value in program.outputs}
+        given = {id(v): v for s in self.steps for v in s.outs() if id(v) in read and id(v) in inside}
+        parameters = list(inspect.signature(module.forward).parameters.values())
+        if len(paths) > 1 or len(taken) != 1 or len(given) != 1 or len(parameters) != 1:
+            raise SurgeryError(
+                f"module {name!r} cannot be removed: expected one that is used once and takes and gives one tensor; it "
+                f"has {len(paths)} names, {len(parameters)} arguments, reads {len(taken)} and gives {len(given)} tensors"
+            )
+        (self.x,), (self.y,) = taken.values(), given.values()
+        self.made = {id(value): step for step in program.steps if step.op != "getitem" for value in step.outs()}
+        self.inside, self.spoilt = inside, _spoilt(program.steps)
+        if id(self.x) in self.spoilt or any(step.inplace and step.values()[0] is self.x for step in self.steps):
+            raise SurgeryError(f"module {name!r} cannot be removed: it writes into what it takes")
+
+    def stand_in(self, zeros: Mapping[int, Sequence[bool]]) -> Kind:
+        """Return what the block can be replaced by.
+
+        Raises:
+            SurgeryError: it does something.
+        """
+        readers = self._readers()
+        if readers and all(self._adds_nothing(step, zeros) for step in readers):
+            return "zero"
+        if self._source(self.y, zeros) is self.x:
+            return "identity"
+        raise SurgeryError(
+            f"module {self.name!r} cannot be removed: its result is neither its input nor zero for every input; let what "
+            "it adds die first (its last norm, weights or gate at zero), or remove its units"
+        )
+
+    def _adds_nothing(self, step: Step, zeros: Mapping[int, Sequence[bool]]) -> bool:
+        mine = [zero for value, zero in zip(step.values(), zeros.get(id(step), ()), strict=False) if value is self.y]
+        return bool(mine) and all(mine) and self._other(step) is not None
+
+    def _readers(self) -> list[Step]:
+        inside = {id(step) for step in self.steps}
+        return [s for s in self.graph.program.steps if id(s) not in inside and any(v is self.y for v in s.values())]
+
+    def _other(self, step: Step) -> Value | None:
+        """What a step gives when the block gives zero: the other summand."""
+        if (
+            step.op != "add"
+            or not isinstance(step["other"], Value)
+            or id(self.y) in map(id, self.graph.program.outputs)
+        ):
+            return None
+        first, second = step["self"], step["other"]
+        other = second if first is self.y and step.get("alpha", 1) == 1 else first
+        return other if other is not self.y and other.shape == step.out.shape else None
+
+    def _source(self, value: Value, zeros: Mapping[int, Sequence[bool]]) -> Value:
+        """The value that `value` always equals, as far back as can be told."""
+        step = self.made.get(id(value))
+        if value is self.x or step is None or id(value) not in self.inside or id(value) in self.spoilt:
+            return value
+        values = step.values()
+        if step.op in SAME and not step.op.endswith("_like"):
+            return self._source(values[0], zeros)
+        if step.op == "relu":
+            source = self._source(values[0], zeros)
+            return source if self._positive(source) else value
+        if step.op in ("add", "sub") and len(values) == 2 and step.get("alpha", 1) == 1:
+            alive = [place for place, zero in enumerate(zeros[id(step)]) if not zero]
+            if alive in ([0], [1]) and values[alive[0]].shape == value.shape and (step.op == "add" or alive == [0]):
+                return self._source(values[alive[0]], zeros)
+        return value
+
+    def _positive(self, value: Value) -> bool:
+        """Whether no entry of `value` is ever below zero."""
+        step = self.made.get(id(value))
+        if step is None or id(value) in self.spoilt:
+            return False
+        if step.op in _POSITIVE_RESULT:
+            return True
+        same = step.op in SAME and not step.op.endswith("_like")
+        passes = same or step.op in MOVES or step.op in AVERAGES or step.op in POSITIVE
+        passes = passes or step.op in ("add", "mul", "pad", "constant_pad_nd")
+        numbers = [v for k, v in step.args.items() if k in ("other", "value", "alpha") and isinstance(v, int | float)]
+        return passes and all(map(self._positive, step.values())) and all(number >= 0 for number in numbers)
+
+    def leave(self, kind: str) -> None:
+        """Take the block out of the graph: whoever read its result reads its input; what it was added to stays alone."""
+        program, gone = self.graph.program, {id(step) for step in self.steps}
+        swaps = [(self.y, self.x)]
+        if kind == "zero":
+            swaps = [(step.out, other) for step in self._readers() if (other := self._other(step)) is not None]
+            gone |= {id(step) for step in self._readers()}
+        program.steps[:] = [step for step in program.steps if id(step) not in gone]
+        for old, new in swaps:
+            for step in program.steps:
+                for key, value in list(step.args.items()):
+                    step.put(key, _swapped(value, old, new))
+            program.outputs[:] = [new if value is old else value for value in program.outputs]
+        self.graph.forget(self.name, gone)
+
+
+def _swapped(item: Any, old: Value, new: Any) -> Any:
+    if isinstance(item, list | tuple):
+        return [_swapped(part, old, new) for part in item]
+    return new if item is old else item
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module, undo: list[Callable[[], object]]) -> None:
+    parent, _, key = name.rpartition(".")
+    modules = model.get_submodule(parent)._modules
+    old = modules[key]
+    undo.append(partial(modules.__setitem__, key, old))
+    new.training = old.training if old is not None else True
+    modules[key] = new
+
+
+def _forget(optimizer: Optimizer, blocks: Sequence[_Block], model: nn.Module, undo: list[Callable[[], object]]) -> None:
+    used = {id(parameter) for parameter in model.parameters()}
+    gone = {id(p) for block in blocks for p in block.parameters if id(p) not in used}
+    for group in optimizer.param_groups:
+        before, stays = list(group["params"]), [id(p) not in gone for p in group["params"]]
+        undo.append(partial(group["params"].__setitem__, slice(None), before))
+        group["params"][:] = [p for p, stay in zip(before, stays, strict=True) if stay]
+        if "param_names" in group:
+            named = list(group["param_names"])
+            undo.append(partial(group["param_names"].__setitem__, slice(None), named))
+            group["param_names"][:] = [n for n, stay in zip(named, stays, strict=True) if stay]
+        for parameter, stay in zip(before, stays, strict=True):
+            if not stay and parameter in optimizer.state:
+                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))

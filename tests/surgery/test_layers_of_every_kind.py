@@ -213,3 +213,24 @@ def test_what_can_be_removed_is_found_and_removing_it_changes_nothing(name: str)
         again = surgery.graph(small, x)
         assert sorted(s.size for s in again.removable()) == sorted(s.size for s in copied.removable())
     assert refused < 8
+
+
+def test_input_features_leave_and_the_kept_ones_are_told() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)).double()
+    x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    assert surgery.graph(net, x).find("0").fixed is None
+    assert surgery.graph(net, x).find("input[1]").fixed == "it is an input of the network"
+    graph, left = surgery.graph(net, x, inputs=True), list(range(6))
+    with pytest.raises(SurgeryError, match=r"entry 2 of 'input\[1\]' is alive"):
+        surgery.remove(net, {"input[1]": [2]}, graph=graph)
+    for gone in ([0, 4], [1]):
+        with torch.no_grad():
+            net[0].weight[:, gone] = 0.0  # type: ignore[operator,index]
+        before = net(x[:, left])
+        surgery.remove(net, {"input[1]": gone}, graph=graph)
+        left = [feature for place, feature in enumerate(left) if place not in gone]
+        assert graph.find("input[1]").kept == tuple(left)
+        torch.testing.assert_close(net(x[:, left]), before)
+    assert net[0].in_channels == 3

@@ -27,13 +27,18 @@ class Slot:
 class Space:
     """Entries that many tensors share: channels, neurons, heads, whatever lives and dies together.
 
-    `slots` are the axes in which they occur; `fixed` says why none of them can be removed, if so.
+    `slots` are the axes in which they occur; `fixed` says why none of them can be removed, if so; `kept` are those that
+    are left, by their numbers when the graph was made.
     """
 
     name: str
     dim: Dim
     slots: tuple[Slot, ...]
     layers: tuple[str, ...] = ()
+    kept: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.kept = self.kept or tuple(range(self.dim.size))
 
     @property
     def size(self) -> int:
@@ -136,7 +141,9 @@ class Graph:
         `created` are biases that folding made, each with the weight it stands beside.
         """
         for name, entries in keep.items():
-            self.find(name).dim.shrink(entries)
+            space = self.find(name)
+            space.dim.shrink(entries)
+            space.kept = tuple(space.kept[entry] for entry in entries)
         for bias, weight in created:
             if bias in self.program.tensors:
                 continue
@@ -170,8 +177,8 @@ class Graph:
 class Builder:
     """Run the rules over a program."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, *, inputs: bool = False) -> None:
+        self.model, self.inputs = model, inputs
         self.program = Program()
         self.consumers: list[Consumer] = []
         self.attributes: list[Attribute] = []
@@ -244,8 +251,8 @@ class Builder:
             if node.target in names and names[node.target] in self.program.tensors:
                 known[node] = self.program.tensors[names[node.target]]
             elif isinstance(example, Tensor):
-                shape = [int(size) for size in example.shape]
-                known[node] = Value(tuple(Dim(size, fixed="it is an input of the network") for size in shape))
+                reason = None if self.inputs else "it is an input of the network"
+                known[node] = Value(tuple(Dim(int(size), fixed=reason) for size in example.shape))
                 self.program.inputs.append(known[node])
             else:
                 known[node] = example
@@ -307,6 +314,10 @@ def name_spaces(builder: Builder) -> tuple[Space, ...]:
             layers.setdefault(leaf, []).append(layer)
             suffix = "" if len(within) == 1 else f":{leaf.label or place}"
             names.setdefault(leaf, f"{layer}{suffix}")
+    for place, value in enumerate(builder.program.inputs):
+        for axis, leaf in enumerate(map(find, value.dims)):
+            if leaf in slots and leaf not in names:
+                names[leaf] = f"input[{axis}]" if len(builder.program.inputs) == 1 else f"input {place}[{axis}]"
     for leaf, found in slots.items():
         names.setdefault(leaf, f"{found[0].tensor}[{found[0].axis}]")
     taken: set[str] = set()
@@ -322,11 +333,9 @@ def name_spaces(builder: Builder) -> tuple[Space, ...]:
     return tuple(spaces)
 
 
-def build(model: nn.Module, example: Example, *, ties: Iterable[tuple[Dim, Dim]] = ()) -> Builder:
-    """Trace `model` once and tie its axes by the rules."""
-    for one, two in ties:
-        unify(one, two)
-    builder = Builder(model)
+def build(model: nn.Module, example: Example, *, inputs: bool = False) -> Builder:
+    """Trace `model` once and tie its axes by the rules; with `inputs`, those of its inputs can lose entries, too."""
+    builder = Builder(model, inputs=inputs)
     builder.run(example)
     return builder
 

@@ -14,19 +14,20 @@ from pared.surgery.rehearse import Rehearsal
 from pared.surgery.trace import Example
 
 
-def graph(model: nn.Module, example: Example) -> Graph:
+def graph(model: nn.Module, example: Example, *, inputs: bool = False) -> Graph:
     """Return which axes of which tensors of `model` are tied, from one `torch.export` and a proof of it.
 
     `example` is what the forward pass takes: a tensor, a sequence of positional arguments, or a mapping of keyword
     arguments; content is no matter, shapes are. The graph stays true through every `remove` that is given it.
     The proof traces the network again with every space grown by some entries: what does not follow is fixed, with the
-    reason (`print(graph)` shows it).
+    reason (`print(graph)` shows it). With `inputs`, features of the network's inputs can be removed like units, once
+    nothing reads them: the network then takes narrower inputs, and `graph.find("input[1]").kept` says which features.
 
     Raises:
         SurgeryError: `torch.export` cannot follow the forward pass.
     """
     model = bare(model)
-    builder = build(model, example)
+    builder = build(model, example, inputs=inputs)
     if not _plain(model):
         Rehearsal(model, example, builder).run()
     return finish(builder)

@@ -7,7 +7,7 @@ the grown network has no content.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -152,7 +152,7 @@ class Rehearsal:
         """Run the grown network without any content; return what went wrong, None if nothing."""
         try:
             model = self._grown(grown, attributes, self.device)
-            args, kwargs = arguments(self.example if self.device is None else to_meta(self.example))
+            args, kwargs = arguments(self._widened(grown, self.device))
             with evaluating(model), torch.no_grad():
                 out = model(*args, **kwargs)
         except Exception as error:
@@ -173,10 +173,23 @@ class Rehearsal:
             setattr(model.get_submodule(module), name, grown_size(dim, grown))
         return model
 
+    def _widened(self, grown: Mapping[Dim, int], device: str | None) -> Example:
+        """The example, its inputs as large as the grown network takes them."""
+        sizes = [tuple(grown_size(dim, grown) for dim in value.dims) for value in self.builder.program.inputs]
+        fitting = iter(sizes)
+
+        def fit(tensor: Tensor) -> Tensor:
+            shape = next(fitting, tuple(tensor.shape))
+            same = shape == tuple(tensor.shape) or len(shape) != tensor.ndim
+            wide = tensor if same else tensor.new_zeros(shape)
+            return wide if device is None else wide.to(device)
+
+        return changed(self.example, fit)
+
     def _compare(self, grown: Mapping[Dim, int]) -> list[tuple[Dim, str]]:
         """Trace the grown network; return the dims that did not grow as they should, with the reason."""
         try:
-            other = build(self._grown(grown, (), None), self.example)
+            other = build(self._grown(grown, (), None), self._widened(grown, None), inputs=self.builder.inputs)
         except (SurgeryError, AssertionError) as error:
             return [(dim, f"the grown network cannot be traced ({error})") for dim in grown]
         mine, theirs = self.builder.program, other.program
@@ -267,14 +280,14 @@ def _pattern(space: Space) -> tuple[str, ...]:
     return (name, str(space.size), *(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]" for slot in space.slots))
 
 
-def to_meta(example: Example) -> Any:
-    """Return `example` with its tensors on the meta device."""
+def changed(example: Example, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return `example` with each of its tensors changed, in their order."""
     if isinstance(example, Tensor):
-        return example.to("meta")
+        return change(example)
     if isinstance(example, Mapping):
-        return {key: to_meta(value) for key, value in example.items()}
+        return {key: changed(value, change) for key, value in example.items()}
     if isinstance(example, list | tuple):
-        return type(example)(to_meta(value) for value in example)
+        return type(example)(changed(value, change) for value in example)
     return example
 
 

@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/ runs as it stands."""
+"""Every Python block of the README runs as it stands, and every page of docs/ from its first block to its last."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = [
-    (path.name, number, block)
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL))
-]
 
 
-@pytest.mark.parametrize("block", [b for *_, b in BLOCKS], ids=[f"{name}-{number}" for name, number, _ in BLOCKS])
-def test_block_runs(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block, "block", "exec"), {})
+def blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+README = blocks(ROOT / "README.md")
+PAGES = {path.name: "\n".join(blocks(path)) for path in sorted((ROOT / "docs").glob("*.md"))}
+CODE = {**{f"README-{number}": block for number, block in enumerate(README)}, **PAGES}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(CODE[name], name, "exec"), {"__name__": "page"})
     assert "Traceback" not in capsys.readouterr().err
 
 

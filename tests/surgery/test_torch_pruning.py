@@ -118,6 +118,11 @@ def test_tied_weights_stay_tied() -> None:
     surgery.remove(net, {"embed.weight[1]": [0, 2]}, graph=graph, living="cut")
     assert net.out.weight is net.embed.weight
     assert net.out.in_features == net.embed.embedding_dim == 4
+    other: Any = seeded(Both)
+    example = torch.zeros(2, 3, dtype=torch.long)
+    known = tp.DependencyGraph().build_dependency(other, example_inputs=example, verbose=False)
+    known.get_pruning_group(other.embed, tp.prune_embedding_out_channels, idxs=[0, 2]).prune()
+    assert other.out.weight is not other.embed.weight
 
 
 def test_groups_leave_as_groups() -> None:
@@ -133,6 +138,10 @@ def test_groups_leave_as_groups() -> None:
     torch.testing.assert_close(net(IMAGE), before)
     assert net.middle.groups == 3
     assert net.first.out_channels == net.middle.in_channels == net.middle.out_channels == 6
+    other = seeded(lambda: Block(nn.Conv2d(8, 8, 3, groups=4), nn.BatchNorm2d(8)))
+    theirs(other, "middle", [2, 3])
+    with pytest.raises(RuntimeError, match="divisible by 4"):
+        other(IMAGE)
 
 
 def test_recurrent_units_leave() -> None:
@@ -161,6 +170,24 @@ def test_a_group_norm_keeps_what_it_divides_by() -> None:
     surgery.remove(net, {group: [1]}, graph=graph)
     torch.testing.assert_close(net(IMAGE), before)
     assert net.norm.num_groups == 3
+    other = seeded(lambda: Block(nn.Conv2d(8, 8, 3), nn.GroupNorm(4, 8)))
+    theirs(other, "middle", [2, 3])
+    with pytest.raises(RuntimeError, match="divisible by num_groups"):
+        other(IMAGE)
+
+
+def test_a_branch_leaves_whole() -> None:
+    net, other = seeded(NETWORKS["ResNet"]), seeded(NETWORKS["ResNet"])
+    norm: Any = net.get_submodule("4.1.bn3")
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.zero_()
+    before = net(IMAGE)
+    surgery.remove_blocks(net, ["4.1"], graph=surgery.graph(net, IMAGE))
+    torch.testing.assert_close(net(IMAGE), before)
+    theirs(other, "4.1.conv1", list(range(4)))
+    with pytest.raises(RuntimeError, match="at least 1 at dimension 0"):
+        other(IMAGE)
 
 
 def test_constants_of_dead_channels_are_not_lost() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,9 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     result = getattr(Rank(number), scenario)()
     (folder / f"{number}.json").write_text(json.dumps(result))
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort the interpreter's own way out
 
 
 if __name__ == "__main__":

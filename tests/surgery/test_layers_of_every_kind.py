@@ -234,3 +234,55 @@ def test_input_features_leave_and_the_kept_ones_are_told() -> None:
         assert graph.find("input[1]").kept == tuple(left)
         torch.testing.assert_close(net(x[:, left]), before)
     assert net[0].in_channels == 3
+
+
+# --- what a person may get wrong --------------------------------------------------------------------------------------
+
+
+def pair() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+
+def test_entries_may_be_a_mask_and_nothing_else_is_taken_for_numbers() -> None:
+    x, mask = torch.randn(2, 3, 6, 6), torch.zeros(8, dtype=torch.bool)
+    mask[5] = True
+    for given in (mask, mask.tolist(), torch.tensor([5]), [5]):
+        net = pair()
+        graph = surgery.graph(net, x)
+        surgery.remove(net, {"0": given}, graph=graph, living="cut")
+        assert graph.find("0").kept == (0, 1, 2, 3, 4, 6, 7)
+    net = pair()
+    graph = surgery.graph(net, x)
+    for wrong, message in ((mask[:7], "needs its 8 entries, got 7"), ([1.0], "are integers"), ([-1], "numbered 0..7")):
+        with pytest.raises(SurgeryError, match=message):
+            surgery.remove(net, {"0": wrong}, graph=graph, living="cut")  # type: ignore[dict-item]
+
+
+def test_a_graph_that_missed_a_removal_is_refused() -> None:
+    x, net = torch.randn(2, 3, 6, 6), pair()
+    graph, late = surgery.graph(net, x), surgery.graph(net, x)
+    surgery.remove(net, {"0": [7]}, graph=graph, living="cut")
+    with pytest.raises(SurgeryError, match="not of this network as it is now"):
+        surgery.remove(net, {"0": [0]}, graph=late, living="cut")
+
+
+def test_several_optimizers_follow() -> None:
+    x, net = torch.randn(2, 3, 6, 6), pair()
+    graph = surgery.graph(net, x)
+    optimizers = [torch.optim.Adam(net[0].parameters()), torch.optim.SGD(net[2].parameters(), 0.1, momentum=0.9)]
+    net(x).sum().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    surgery.remove(net, {"0": [7]}, graph=graph, living="cut", optimizer=optimizers)
+    for optimizer, layer in zip(optimizers, (net[0], net[2]), strict=True):
+        assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], layer.parameters(), strict=True))
+        assert set(optimizer.state) == set(layer.parameters())
+
+
+def test_channels_last_stays_channels_last() -> None:
+    x = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)
+    net: Any = pair()
+    net.to(memory_format=torch.channels_last)
+    graph = surgery.graph(net, x)
+    surgery.remove(net, {"0": [7]}, graph=graph, living="cut")
+    assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in (net[0], net[2]))

@@ -13,7 +13,7 @@ from pared import surgery
 from pared.errors import SurgeryError
 from pared.nn import Select, Switch
 from pared.surgery import Gather, Plan, Resize, apply, check_sequential, fold, make_plan
-from pared.surgery.apply import gather
+from pared.surgery.gather import gather
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Softplus, nn.Tanh, nn.GELU, nn.ELU)
 

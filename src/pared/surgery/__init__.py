@@ -1,6 +1,6 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
-from pared.surgery.apply import apply, refuse_optimizer
+from pared.surgery.apply import apply
 from pared.surgery.blocks import remove_blocks
 from pared.surgery.ddp import remove_ddp
 from pared.surgery.declared import declare
@@ -8,6 +8,7 @@ from pared.surgery.files import load, save
 from pared.surgery.fold import fold
 from pared.surgery.graph import Graph, Slot, Space
 from pared.surgery.operate import graph, remove
+from pared.surgery.optimizers import refuse_optimizer
 from pared.surgery.plan import Constant, Gather, Plan, Resize
 from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves

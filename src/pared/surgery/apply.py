@@ -1,41 +1,23 @@
 """Carry a plan out on a model and everything that follows it, whole or not at all."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from pared.errors import SurgeryError
+from pared.surgery.gather import Draft, Taker, Undo
+from pared.surgery.optimizers import Optimizers, commit_optimizer, draft_states, listed
 from pared.surgery.plan import Constant, Gather, Plan
 from pared.surgery.trace import tensors
 
-Undo = Callable[[], object]
-
-
-#: Optimizers whose step depends on more than each entry's own gradient and state.
-_WHOLE = ("LBFGS", "Adafactor", "Muon")
-
-
-@dataclass
-class _Draft:
-    """Everything new, made before anything old is touched."""
-
-    parameters: dict[int, nn.Parameter] = field(default_factory=dict)  # by id of the old one
-    buffers: dict[int, Tensor] = field(default_factory=dict)
-    biases: dict[str, nn.Parameter] = field(default_factory=dict)  # created where there was none
-    cuts: dict[int, list[Gather]] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
-    old: list[Tensor] = field(default_factory=list)  # keeps the ids above alive
-
 
 @torch.inference_mode(False)
-def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Iterable[nn.Module] = ()) -> None:
+def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()) -> None:
     """Apply `plan` to `model`, to the state of `optimizer`, and to each averaged copy in `ema`.
 
     Parameters are replaced by new `nn.Parameter`s at every place that held the old one, so tied weights stay tied;
@@ -53,22 +35,22 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, e
 
 @torch.inference_mode(False)
 def prepare(
-    plan: Plan, model: nn.Module, *, optimizer: Optimizer | None = None, ema: Iterable[nn.Module] = ()
+    plan: Plan, model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()
 ) -> Callable[[], None]:
     """Make everything that `apply` puts in place, and return the call that does so; until then nothing is changed."""
-    refuse_optimizer(optimizer)
+    optimizers = listed(optimizer)
     model, averaged = bare(model), [bare(copy) for copy in ema]
-    take = _Taker()
+    take = Taker()
     drafts = [(target, _draft(plan, target, take)) for target in (model, *averaged)]
-    states = _draft_states(drafts[0][1], optimizer, take) if optimizer is not None else {}
+    states = [draft_states(drafts[0][1], one, take) for one in optimizers]
 
     def commit() -> None:
         undo: list[Undo] = []
         try:
             for target, draft in drafts:
                 _commit_model(plan, target, draft, undo)
-            if optimizer is not None:
-                _commit_optimizer(drafts[0][1], states, optimizer, model, undo)
+            for one, state in zip(optimizers, states, strict=True):
+                commit_optimizer(drafts[0][1], state, one, model, undo)
         except BaseException:
             for action in reversed(undo):
                 action()
@@ -93,56 +75,6 @@ def bare(model: nn.Module) -> nn.Module:
     return bare(inner) if isinstance(inner, nn.Module) else model
 
 
-class _Taker:
-    """Gather along axes; index tensors are made once for each index and device, and an index is checked once."""
-
-    def __init__(self) -> None:
-        # By identity, as plans share their index tuples; the tuple itself is kept, so that its id stays its own.
-        self._made: dict[tuple[int, torch.device], tuple[tuple[int, ...], Tensor, Tensor | None]] = {}
-        self._ends: dict[int, tuple[tuple[int, ...], int, int]] = {}
-
-    def __call__(self, tensor: Tensor, items: Iterable[Gather]) -> Tensor:
-        """Return `tensor` with entry i of each item's axis taken from its `index[i]`, zero where that is -1."""
-        for item in items:
-            key = (id(item.index), tensor.device)
-            if key not in self._made:
-                where = torch.tensor(item.index, dtype=torch.long, device=tensor.device)
-                fresh = (where < 0).nonzero().flatten() if -1 in item.index else None
-                self._made[key] = (item.index, where if fresh is None else where.clamp(min=0), fresh)
-            _, where, fresh = self._made[key]
-            tensor = tensor.index_select(item.axis, where)
-            if fresh is not None:
-                tensor.index_fill_(item.axis, fresh, 0)
-        return tensor
-
-    def ends(self, index: tuple[int, ...]) -> tuple[int, int]:
-        """Return the least and the greatest entry, (-2, -2) of an empty index."""
-        if id(index) not in self._ends:
-            self._ends[id(index)] = (index, min(index, default=-2), max(index, default=-2))
-        return self._ends[id(index)][1:]
-
-
-def gather(tensor: Tensor, axis: int, index: tuple[int, ...]) -> Tensor:
-    """Return `tensor` with entry i of `axis` taken from `index[i]`, zero where that is -1."""
-    return _Taker()(tensor, [Gather("", axis, index)])
-
-
-def refuse_optimizer(optimizer: Optimizer | None) -> None:
-    """Raise a SurgeryError for an optimizer whose updates of the survivors would change when others are removed."""
-    # One history over all parameters, factored moments, an update of the whole matrix: no per-axis gather can follow.
-    name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in _WHOLE), None)
-    if name is not None and type(optimizer).__module__.startswith("torch."):
-        raise SurgeryError(
-            f"{name} updates each weight by more than its own gradient and history, which cannot follow a removal; "
-            "use SGD, Adam or another optimizer"
-        )
-    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-        raise SurgeryError(
-            "ZeroRedundancyOptimizer keeps its state in pieces on several ranks, which cannot follow a removal; "
-            "use the optimizer it wraps"
-        )
-
-
 def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
     grouped: dict[str, list[Gather]] = {}
     for item in plan.gathers:
@@ -151,8 +83,8 @@ def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
 
 
 @torch.no_grad()
-def _draft(plan: Plan, model: nn.Module, take: _Taker) -> _Draft:
-    draft, named, cuts = _Draft(), tensors(model), _by_tensor(plan)
+def _draft(plan: Plan, model: nn.Module, take: Taker) -> Draft:
+    draft, named, cuts = Draft(), tensors(model), _by_tensor(plan)
     _check_names(plan, model, named)
     _check_ties(plan, named)
     folded = _folded(plan.constants, named)
@@ -201,7 +133,7 @@ def _check_ties(plan: Plan, named: Mapping[str, Tensor]) -> None:
             raise SurgeryError(f"{name!r} is tied to {other!r}, which the plan changes differently; untie the two")
 
 
-def _check_fit(name: str, old: Tensor, items: list[Gather], take: _Taker) -> None:
+def _check_fit(name: str, old: Tensor, items: list[Gather], take: Taker) -> None:
     for item in items:
         least, most = take.ends(item.index)
         if not (0 <= item.axis < old.ndim and -1 <= least <= most < old.shape[item.axis]):
@@ -211,7 +143,7 @@ def _check_fit(name: str, old: Tensor, items: list[Gather], take: _Taker) -> Non
             )
 
 
-def _record(draft: _Draft, name: str, old: Tensor, new: Tensor, items: list[Gather], take: _Taker) -> None:
+def _record(draft: Draft, name: str, old: Tensor, new: Tensor, items: list[Gather], take: Taker) -> None:
     draft.old.append(old)
     draft.cuts[id(old)], draft.names[id(old)] = items, name
     if not isinstance(old, nn.Parameter):
@@ -261,33 +193,7 @@ def _emitted(item: Constant, weight: Tensor) -> Tensor:
     return columns @ values if item.axis else columns.t() @ values
 
 
-def _draft_states(draft: _Draft, optimizer: Optimizer, take: _Taker) -> dict[int, dict[str, Any]]:
-    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    states: dict[int, dict[str, Any]] = {}
-    for key in draft.parameters.keys() & held.keys():
-        old = held[key]
-        state = optimizer.state.get(old)
-        if state is not None:
-            cuts = draft.cuts[key]
-            resize = getattr(optimizer, "resize", None)
-            if resize is not None:
-                states[key] = dict(resize(state, tuple(cuts), old))
-            else:
-                for part, value in state.items():
-                    if isinstance(value, Tensor) and value.ndim and value.shape != old.shape:
-                        raise SurgeryError(
-                            f"{type(optimizer).__name__} keeps {part!r} of shape {tuple(value.shape)} for "
-                            f"{draft.names[key]!r} of shape {tuple(old.shape)}; how it follows a removal is not known: "
-                            "give it a method `resize`, or use another optimizer"
-                        )
-                states[key] = {
-                    part: take(value, cuts) if isinstance(value, Tensor) and value.ndim else value
-                    for part, value in state.items()
-                }
-    return states
-
-
-def _commit_model(plan: Plan, model: nn.Module, draft: _Draft, undo: list[Undo]) -> None:
+def _commit_model(plan: Plan, model: nn.Module, draft: Draft, undo: list[Undo]) -> None:
     for module in model.modules():
         tables: tuple[tuple[dict[str, Any], Mapping[int, Tensor]], ...] = (
             (module._parameters, draft.parameters),
@@ -320,28 +226,3 @@ def refresh_recurrent(model: nn.Module, undo: list[Undo]) -> None:
 
 def _put(table: dict[str, Any], name: str, value: Tensor | None) -> None:
     table[name] = value
-
-
-def _commit_optimizer(
-    draft: _Draft, states: dict[int, dict[str, Any]], optimizer: Optimizer, model: nn.Module, undo: list[Undo]
-) -> None:
-    weights = {
-        f"{name}.bias": m._parameters["weight"] for name, m in model.named_modules() if "weight" in m._parameters
-    }
-    for group in optimizer.param_groups:
-        before = list(group["params"])
-        undo.append(partial(group["params"].__setitem__, slice(None), before))
-        group["params"][:] = [draft.parameters.get(id(p), p) for p in before]
-        # A bias that was created belongs where its layer's weight is.
-        created = {n: bias for n, bias in draft.biases.items() if any(p is weights[n] for p in group["params"])}
-        group["params"] += created.values()
-        if "param_names" in group:
-            undo.append(partial(group["param_names"].__setitem__, slice(None), list(group["param_names"])))
-            group["param_names"] += created
-        for old in before:
-            state = optimizer.state.get(old) if id(old) in draft.parameters else None
-            if state is not None:
-                new = draft.parameters[id(old)]
-                undo += [partial(optimizer.state.__setitem__, old, state), partial(optimizer.state.pop, new, None)]
-                optimizer.state[new] = states[id(old)]
-                del optimizer.state[old]

@@ -16,6 +16,7 @@ from pared.surgery.axes import Cut
 from pared.surgery.constants import Constants
 from pared.surgery.graph import Graph
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME
+from pared.surgery.optimizers import Optimizers, listed
 from pared.surgery.trace import Step, Value, tensors
 
 Kind = Literal["identity", "zero"]
@@ -29,7 +30,7 @@ def remove_blocks(
     names: Sequence[str],
     *,
     graph: Graph,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers = None,
     ema: Iterable[nn.Module] = (),
 ) -> dict[str, Kind]:
     """Take the modules `names` out of `model`, its optimizer and averaged copies; return what stands in their place.
@@ -43,7 +44,7 @@ def remove_blocks(
         SurgeryError: no such module, one that takes more than one argument or is used more than once, or one that
             still does something, with the reason.
     """
-    model, averaged = bare(model), [bare(copy) for copy in ema]
+    model, averaged, optimizers = bare(model), [bare(copy) for copy in ema], listed(optimizer)
     blocks = [_Block(graph, model, name) for name in names]
     zeros = _zero_summands(graph, model)
     chosen: dict[str, Kind] = {block.name: block.stand_in(zeros) for block in blocks}
@@ -52,8 +53,8 @@ def remove_blocks(
         for target in (model, *averaged):
             for name, kind in chosen.items():
                 _replace(target, name, nn.Identity() if kind == "identity" else Zero(), undo)
-        if optimizer is not None:
-            _forget(optimizer, blocks, model, undo)
+        for one in optimizers:
+            _forget(one, blocks, model, undo)
     except BaseException:
         for action in reversed(undo):
             action()

@@ -16,6 +16,7 @@ from pared.errors import SurgeryError
 from pared.surgery.apply import prepare
 from pared.surgery.graph import Graph
 from pared.surgery.operate import kept
+from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Plan
 from pared.surgery.planner import Living, make_plan
 from pared.surgery.trace import tensors
@@ -28,7 +29,7 @@ def remove_ddp(
     entries: Mapping[str, Sequence[int] | Tensor],
     *,
     graph: Graph,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers = None,
     ema: Iterable[nn.Module] = (),
     living: Living = "refuse",
     wrap: Wrap | None = None,
@@ -44,12 +45,13 @@ def remove_ddp(
             between ranks (a half-done accumulation), or networks or optimizers that differ.
     """
     model, talk = wrapped.module, _Talk(wrapped)
-    _agree(talk.everyone({"network": _fingerprint(model, optimizer, graph), "gradients": _gradients(wrapped)}))
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    _agree(talk.everyone({"network": _fingerprint(model, optimizers, graph), "gradients": _gradients(wrapped)}))
     told = talk.everyone(_decide(graph, model, entries, living) if talk.rank == 0 else {})[0]
     if "error" in told:
         raise SurgeryError(told["error"])
     plan, keep = Plan.from_json(told["plan"]), told["keep"]
-    commit, problem = _prepared(plan, model, optimizer, ema)
+    commit, problem = _prepared(plan, model, optimizers, ema)
     for rank, other in enumerate(talk.everyone({"problem": problem})):
         if other["problem"]:
             raise SurgeryError(f"rank {rank} cannot take part: {other['problem']}; nothing was changed on any rank")
@@ -116,20 +118,20 @@ def _decide(
 
 
 def _prepared(
-    plan: Plan, model: nn.Module, optimizer: Optimizer | None, ema: Iterable[nn.Module]
+    plan: Plan, model: nn.Module, optimizers: list[Optimizer], ema: Iterable[nn.Module]
 ) -> tuple[Callable[[], None] | None, str]:
     try:
-        return prepare(plan, model, optimizer=optimizer, ema=ema), ""
+        return prepare(plan, model, optimizer=optimizers, ema=ema), ""
     except Exception as error:  # whatever it is, the others are waiting to hear of it
         return None, f"{type(error).__name__}: {error}"
 
 
-def _fingerprint(model: nn.Module, optimizer: Optimizer | None, graph: Graph) -> str:
+def _fingerprint(model: nn.Module, optimizers: Sequence[Optimizer], graph: Graph) -> str:
     told: list[Any] = [[name, list(t.shape), str(t.dtype), t.requires_grad] for name, t in tensors(model).items()]
     told.append([[space.name, space.size] for space in graph.spaces])
-    if optimizer is not None:
-        groups = [[list(p.shape) for p in group["params"]] for group in optimizer.param_groups]
-        told.append([type(optimizer).__qualname__, groups, len(optimizer.state)])
+    for one in optimizers:
+        groups = [[list(p.shape) for p in group["params"]] for group in one.param_groups]
+        told.append([type(one).__qualname__, groups, len(one.state)])
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

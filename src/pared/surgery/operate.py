@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from pared.errors import SurgeryError
 from pared.surgery.apply import apply, bare
 from pared.surgery.graph import Graph, build, finish
+from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Plan
-from pared.surgery.planner import Living, make_plan
+from pared.surgery.planner import Living, make_plan, numbers
 from pared.surgery.rehearse import Rehearsal
 from pared.surgery.trace import Example
 
@@ -54,12 +54,13 @@ def remove(
     entries: Mapping[str, Sequence[int] | Tensor],
     *,
     graph: Graph,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers = None,
     ema: Iterable[nn.Module] = (),
     living: Living = "refuse",
 ) -> Plan:
     """Remove `entries` of spaces or layers, by name, from `model` and all that follows it; return the plan.
 
+    Entries are numbers, or a mask of booleans over all of the space. `optimizer` may be one or several.
     Call it between `optimizer.step()` and the next forward pass. What the network computes in evaluation stays as it
     is: constants that dead channels emit are folded into what reads them. With `living="cut"` entries may be alive,
     and their contribution is dropped. All or nothing: after an error everything is as it was.
@@ -80,7 +81,7 @@ def kept(graph: Graph, entries: Mapping[str, Sequence[int] | Tensor]) -> dict[st
     keep: dict[str, list[int]] = {}
     for name, gone in entries.items():
         space = graph.find(name)
-        lost = {int(entry) for entry in gone}
+        lost = set(numbers(space.name, space.size, gone))
         if lost and (min(lost) < 0 or max(lost) >= space.size):
             raise SurgeryError(f"entries of {space.name!r} are numbered 0..{space.size - 1}; got {sorted(lost)[:8]}")
         before = keep.get(space.name, range(space.size))

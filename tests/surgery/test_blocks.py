@@ -162,8 +162,14 @@ def test_a_block_after_a_relu_is_the_identity() -> None:
         for parameter in net[2].parameters():
             parameter.zero_()
     before = net(IMAGE)
-    assert pared.remove_blocks(net, ["2"], graph=pared.graph(net, IMAGE)) == {"2": "identity"}
+    graph = pared.graph(net, IMAGE)
+    assert pared.remove_blocks(net, ["2"], graph=graph) == {"2": "identity"}
     assert torch.equal(net(IMAGE), before)
+    with torch.no_grad():  # a constant goes past where the block was
+        net[0].weight[1], net[0].bias[1] = 0.0, 0.7  # type: ignore[operator,index]
+    before = net(IMAGE)
+    pared.remove(net, {"0": [1]}, graph=graph)
+    torch.testing.assert_close(net(IMAGE), before, rtol=1e-12, atol=1e-12)
 
 
 class Spoilt(nn.Module):

@@ -206,7 +206,7 @@ class _Block:
                 for key, value in list(step.args.items()):
                     step.put(key, _swapped(value, old, new))
             program.outputs[:] = [new if value is old else value for value in program.outputs]
-        self.graph.forget(self.name, gone)
+        self.graph.forget(self.name, gone, swaps)
 
 
 def _swapped(item: Any, old: Value, new: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which axes of which tensors are tied: the channels that live and die together."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -154,8 +154,8 @@ class Graph:
                     value = self.program.tensors.setdefault(bias, Value((step.out.dims[axis],), bias))
                     step.put("bias", value)
 
-    def forget(self, module: str, steps: set[int]) -> None:
-        """Stay true after the module of that name, and the steps with these ids, are gone."""
+    def forget(self, module: str, steps: set[int], swaps: Sequence[tuple[Value, Value]]) -> None:
+        """Stay true after a module and the steps with these ids are gone, and values read in the place of others."""
 
         def inside(name: str) -> bool:
             return name == module or name.startswith(f"{module}.")
@@ -165,6 +165,8 @@ class Graph:
             value = named.pop(name)
             if value.tensor == name:  # a tied tensor goes by its other name from now on
                 value.tensor = next((other for other, same in named.items() if same is value), name)
+        for old, new in swaps:
+            self.consumers = tuple(replace(c, operand=new) if c.operand is old else c for c in self.consumers)
         self.consumers = tuple(c for c in self.consumers if id(c.step) not in steps)
         self.attributes = tuple(a for a in self.attributes if not inside(a.module))
         self.made_by = {layer: dim for layer, dim in self.made_by.items() if not inside(layer)}

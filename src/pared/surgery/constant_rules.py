@@ -206,15 +206,21 @@ def _mean(constants: Constants, step: Step) -> Known | None:
 
 
 @handler(*WEIGHTED)
-def _linear(constants: Constants, step: Step) -> Known | None:
-    """A unit whose weights are zero, or meet constants only, gives a constant."""
+def _layer(constants: Constants, step: Step) -> Known | None:
     weight_value, x, bias_value = _parts(step)
     weight, bias = constants.weight(weight_value), constants.weight(bias_value)
-    axis = 1 if step.op.startswith("conv") else -1
-    rows = constants.gone(step.out.dims[axis])
-    if weight is None or not len(rows) or (bias_value is not None and (bias is None or bias.ndim != 1)):
+    if weight is None or (bias_value is not None and (bias is None or bias.ndim != 1)):
         return None
-    weight, count = weight.t() if step.op == "addmm" else weight, step.out.dims[axis].size
+    return _linear(constants, step, x, weight.t() if step.op == "addmm" else weight, bias)
+
+
+def _linear(constants: Constants, step: Step, x: Value, weight: Tensor, bias: Tensor | None) -> Known | None:
+    """A unit whose weights, a row of `weight`, are zero, or meet constants only, gives a constant."""
+    axis = 1 if step.op.startswith("conv") else len(step.out.dims) - 1
+    rows = constants.gone(step.out.dims[axis])
+    if not len(rows):
+        return None
+    count = step.out.dims[axis].size
     entries, mask = constants.along(x, axis)
     if _padded(step):
         mask = mask & (entries == 0)
@@ -355,13 +361,15 @@ def _spread(known: Known, step: Step) -> Known:
     return Known(change(known.values), change(known.mask))
 
 
-@handler("matmul", "bmm")
+@handler("matmul", "bmm", "mm")
 def _matmul(constants: Constants, step: Step) -> Known | None:
-    other = step.get("other", step.get("mat2"))
-    known = constants.of(other)
-    if known is None or id(step["self"]) not in constants.rows_sum_to_one:
-        return None
-    return known if full(known.values, len(other.dims)).shape[-2] == 1 else None
+    """Attention weights on a constant, or a product with a raw parameter."""
+    x, other = step["self"], step.get("other", step.get("mat2"))
+    if id(x) in constants.rows_sum_to_one:
+        known = constants.of(other)
+        return known if known is not None and full(known.values, len(other.dims)).shape[-2] == 1 else None
+    weight = constants.weight(other) if len(other.dims) == 2 and len(x.dims) > 1 else None
+    return _linear(constants, step, x, weight.t(), None) if weight is not None else None
 
 
 @handler("lstm", "gru")

@@ -61,6 +61,8 @@ class Constants:
         self.pending: dict[int, Step] = {}  # layers whose weights are read only if someone asks, by what they give
         self.rows_sum_to_one: set[int] = set()
         self.views: dict[int, int] = {}
+        self.places = {id(step): place for place, step in enumerate(program.steps)}
+        self.history: dict[int, list[tuple[int, Known | None]]] = {}  # what was known until a step wrote into it
         self._lost: dict[Dim, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             for step in program.steps:
@@ -68,21 +70,29 @@ class Constants:
                     watch(self, step)
                 self._run(step)
 
-    def of(self, value: Any) -> Known | None:
-        """Return what is known of `value`: all of a parameter, or what the steps before have told."""
+    def of(self, value: Any, reader: Step | None = None) -> Known | None:
+        """Return what is known of `value`, all of a parameter: at the end, or when the step `reader` reads it."""
         if not isinstance(value, Value):
             return None
         if value.tensor is not None:
             whole = self.tensors[value.tensor].detach().double().cpu()
             return Known(whole, torch.ones_like(whole, dtype=torch.bool))
-        return self._written_out(value) if self.is_zero(value) else self.known.get(id(value))
+        known = self._version(value, reader)
+        return self._written_out(value) if known is ZERO else known
 
-    def along(self, value: Value, axis: int) -> tuple[Tensor, Tensor]:
+    def _version(self, value: Value, reader: Step | None) -> Known | None:
+        self._settle(value)
+        for place, before in self.history.get(id(value), ()) if reader is not None else ():
+            if reader is not None and self.places[id(reader)] <= place:
+                return before
+        return self.known.get(id(value))
+
+    def along(self, value: Value, axis: int, reader: Step | None = None) -> tuple[Tensor, Tensor]:
         """Return the constant of each entry of an axis, (size,), and whether it is one: nothing else may vary."""
-        if self.is_zero(value) and self.cut.touches(value.dims[axis]) and self._losing(value) == 1:
+        if self.is_zero(value, reader) and self.cut.touches(value.dims[axis]) and self._losing(value) == 1:
             lost = self.lost(value.dims[axis])
             return torch.zeros(len(lost), dtype=torch.float64), lost
-        known, size, ndim = self.of(value), value.shape[axis], len(value.dims)
+        known, size, ndim = self.of(value, reader), value.shape[axis], len(value.dims)
         if known is None:
             return torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.bool)
         values, mask = full(known.values, ndim), full(known.mask, ndim)
@@ -101,10 +111,9 @@ class Constants:
         known = self.of(value)
         return known.values.expand(value.shape) if known is not None and bool(known.mask.all()) else None
 
-    def is_zero(self, value: Value) -> bool:
-        """Tell whether all removed entries of `value` are known to be zero."""
-        self._settle(value)
-        return self.known.get(id(value)) is ZERO
+    def is_zero(self, value: Value, reader: Step | None = None) -> bool:
+        """Tell whether all removed entries of `value` are known to be zero, at the end or when `reader` reads it."""
+        return self._version(value, reader) is ZERO
 
     def gone(self, dim: Dim) -> Tensor:
         """Return the entries of `dim` that are to be removed, in order."""
@@ -178,8 +187,7 @@ class Constants:
         for axis, dim in enumerate(value.dims):
             if self.cut.touches(dim):
                 mask = mask | self.lost(dim).view([-1 if place == axis else 1 for place in range(len(value.dims))])
-        self.known[id(value)] = Known(torch.zeros_like(mask, dtype=torch.float64), mask)
-        return self.known[id(value)]  # type: ignore[return-value]
+        return Known(torch.zeros_like(mask, dtype=torch.float64), mask)
 
     def _note_rows(self, step: Step, outs: Sequence[Value]) -> None:
         """Attention weights sum to one, so a constant value comes out as it went in."""
@@ -196,21 +204,25 @@ class Constants:
         if source is None:
             return
         if step.inplace:
-            linked = {id(source)} | {self.views.get(id(source), -1)}
-            base = self.views.get(id(source))
-            for waiting in list(self.pending.values()):  # they mean what was there before
-                if any({id(value), self.views.get(id(value))} & linked for value in waiting.values()):
-                    self._settle(waiting.out)
-            for view, whole in self.views.items():
-                if whole in linked:
-                    self.known[view] = None
-            if base is not None:
-                self.known[base] = None
-            self.known[id(source)] = self.known.get(id(outs[0])) if base is None else None
+            self._write(step, source, outs[0])
         returns = getattr(getattr(step.target, "_schema", None), "returns", ())
         if any(r.alias_info is not None for r in returns):
             for value in outs:
                 self.views[id(value)] = self.views.get(id(source), id(source))
+
+    def _write(self, step: Step, source: Value, out: Value) -> None:
+        base = self.views.get(id(source))
+        linked = {id(source), base}
+        for waiting in list(self.pending.values()):  # they mean what was there before
+            if any({id(value), self.views.get(id(value))} & linked for value in waiting.values()):
+                self._settle(waiting.out)
+        self._settle(source)
+        changed = {view for view, whole in self.views.items() if whole in linked} | {id(source)}
+        for value in changed if base is None else changed | {base}:
+            self.history.setdefault(value, []).append((self.places[id(step)], self.known.get(value)))
+            self.known[value] = None
+        if base is None:
+            self.known[id(source)] = self.known.get(id(out))
 
 
 # --- entry by entry -------------------------------------------------------------------------------------------------

@@ -38,10 +38,10 @@ def emitted(graph: Graph, model: nn.Module, cut: Cut) -> list[Constant]:
 
 def _fold_into(graph: Graph, consumer: Consumer, model: nn.Module, known: Constants) -> Constant | None:
     """The constants that reach a consumer, None where they are all zero or not read."""
-    if known.is_zero(consumer.operand):
+    if known.is_zero(consumer.operand, consumer.step):
         return None
     step, dim = consumer.step, consumer.operand.dims[consumer.axis]
-    values, mask = known.along(consumer.operand, consumer.axis)
+    values, mask = known.along(consumer.operand, consumer.axis, step)
     index = known.gone(dim)
     index = index[~(mask & (values == 0))[index]]
     if not len(index):
@@ -86,7 +86,7 @@ def _read(consumer: Consumer, known: Constants, index: Tensor) -> Tensor:
         return torch.ones(len(index), dtype=torch.bool)
     weight = known.weight(other) if other.tensor is not None else None
     if weight is None:
-        values, mask = known.along(other, axis)
+        values, mask = known.along(other, axis, consumer.step)
         return ~(mask & (values == 0))[index]
     if weight.ndim < 2:
         return (weight[index] != 0).cpu()

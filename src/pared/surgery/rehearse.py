@@ -49,6 +49,7 @@ class Rehearsal:
             trouble = self._runs(grown)
             if trouble is not None:
                 self._sort_out(spaces)
+                self._reconcile([space for space in spaces if space.fixed is None])
                 continue
             culprits = self._compare(grown)
             if not culprits:
@@ -87,6 +88,17 @@ class Rehearsal:
             else:
                 self.found[key] = tuple((name, describe(dim)) for _, name, dim in chosen)
                 self.builder.attributes += [Attribute(*candidate) for candidate in chosen]
+
+    def _reconcile(self, spaces: Sequence[Space]) -> None:
+        """Freeze spaces that can grow alone, and not together with those before them."""
+        grown: dict[Dim, int] = {}
+        for space in spaces if self._runs(grow(spaces)) is not None else ():
+            more = {**grown, space.dim: grow(spaces)[space.dim]}
+            trouble = self._runs(more)
+            if trouble is None:
+                grown = more
+            else:
+                freeze(space.dim, f"it cannot change beside other spaces ({trouble})")
 
     def _search(
         self, space: Space, grown: Mapping[Dim, int], before: tuple[tuple[str, str], ...] | None

@@ -93,6 +93,10 @@ def _reshape(tracer: Tracer, step: Step) -> Dims:
 def reshape(dims: Dims, shape: Sequence[int]) -> Dims:
     """Return the dims of a row-major reshape: groups of equal size on both sides are the same product."""
     out = fresh(shape)
+    if 0 in shape:  # nothing is told about the order of nothing
+        for dim in (*dims, *out):
+            freeze(dim, "it is reshaped while it has no entries")
+        return out
     left, right = [d for d in dims if d.size != 1], [d for d in out if d.size != 1]
     while left:
         a, b = [left.pop(0)], [right.pop(0)]

@@ -172,21 +172,33 @@ def test_a_block_after_a_relu_is_the_identity() -> None:
     torch.testing.assert_close(net(IMAGE), before, rtol=1e-12, atol=1e-12)
 
 
+class Less(Signed):
+    """A block that takes one from what it adds, behind the back of the addition."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.conv(x)
+        y.sub_(1.0)
+        return y
+
+
 class Spoilt(nn.Module):
     """What follows the first relu is no longer above zero when the block reads it."""
 
-    def __init__(self) -> None:
+    def __init__(self, between: nn.Module, block: nn.Module) -> None:
         super().__init__()
-        self.first, self.block, self.last = nn.Conv2d(3, 6, 3), Signed(), nn.Conv2d(6, 2, 1)
+        self.first, self.block, self.last = nn.Conv2d(3, 6, 3), block, nn.Conv2d(6, 2, 1)
+        self.between = between
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(x).relu()
         y.sub_(1.0)
-        return self.last(self.block(y))
+        return self.last(self.block(self.between(y)))
 
 
-def test_writing_in_place_is_seen() -> None:
-    net = Spoilt().double()
+@pytest.mark.parametrize("block", [Signed(), Less()], ids=["signed", "less"])
+@pytest.mark.parametrize("between", [nn.Identity(), nn.MaxPool2d(2), nn.Sequential(nn.AvgPool2d(2), nn.Dropout())])
+def test_writing_in_place_is_seen(between: nn.Module, block: nn.Module) -> None:
+    net = Spoilt(between, block).double()
     with torch.no_grad():
         for parameter in net.block.parameters():
             parameter.zero_()

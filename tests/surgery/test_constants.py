@@ -122,7 +122,7 @@ def test_a_constant_met_through_zero_padding_is_none() -> None:
     image = torch.randn(2, 2, 5, 5, dtype=torch.float64)
     with torch.no_grad():
         net[0].weight[1], net[0].bias[1] = 0.0, 0.5
-        net[1].weight[2] = 0.0
+        net[1].weight[2], net[1].weight[:, 1] = 0.0, 0.0
         net[1].weight[2, 1] = 1.0  # the sum over fewer places at the edges of the image
     graph, before = surgery.graph(net, image), net(image)
     with pytest.raises(SurgeryError, match="entry 2 of '1' is alive"):

@@ -74,6 +74,11 @@ def in_place(net: Any, x: Tensor) -> Tensor:
     return net.b(y)
 
 
+def in_place_beside(net: Any, x: Tensor) -> Tensor:
+    h = net.a(x).tanh()
+    return net.b(net.s(h).relu_()) + net.c(h)
+
+
 def twice(net: Any, x: Tensor) -> Tensor:
     return net.b(net.s(net.s(net.a(x).tanh())))
 
@@ -120,6 +125,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "before a square": (lambda: Net(squared, a=conv(4, 4), s=switch(4), b=conv(4, 2)), 1),
     "its maker read twice": (lambda: Net(maker_read_twice, a=conv(4, 4), s=switch(4), b=conv(4, 2)), 0),
     "written into": (lambda: Net(in_place, a=conv(4, 4), s=switch(4), b=conv(4, 2)), 1),
+    "written into, its input read elsewhere": (
+        lambda: Net(in_place_beside, a=conv(4, 4), s=switch(4, sign="positive"), b=conv(4, 2), c=conv(4, 2)),
+        1,
+    ),
     "used twice": (lambda: Net(twice, a=conv(4, 4), s=switch(4), b=conv(4, 2)), 1),
     "between tied weights": (lambda: Net(tied, a=conv(4, 4), s=switch(4)), 1),
     "at the end": (seq(conv(4, 4), nn.Tanh(), switch(4)), 1),

@@ -212,7 +212,7 @@ class Constants:
 
     def _write(self, step: Step, source: Value, out: Value) -> None:
         base = self.views.get(id(source))
-        linked = {id(source), base}
+        linked = {id(source)} if base is None else {id(source), base}
         for waiting in list(self.pending.values()):  # they mean what was there before
             if any({id(value), self.views.get(id(value))} & linked for value in waiting.values()):
                 self._settle(waiting.out)

@@ -1,5 +1,7 @@
 """What removed entries still say to those who read them: nothing, a constant for a bias, or too much."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -9,16 +11,16 @@ from pared.surgery.axes import Cut, Dim, locate
 from pared.surgery.constants import Constants
 from pared.surgery.graph import Consumer, Graph
 from pared.surgery.plan import Constant
-from pared.surgery.trace import Value, tensors
+from pared.surgery.trace import Value
 
 
-def emitted(graph: Graph, model: nn.Module, cut: Cut) -> list[Constant]:
-    """Return the constants that the removed entries feed to biases.
+def emitted(graph: Graph, model: nn.Module, cut: Cut, held: Mapping[str, Tensor]) -> list[Constant]:
+    """Return the constants that the removed entries feed to biases; `held` are all tensors of `model` by name.
 
     Raises:
         SurgeryError: a removed entry is alive, or its constant cannot be taken into a bias exactly.
     """
-    known = Constants(graph.program, tensors(model), cut)
+    known = Constants(graph.program, held, cut)
     found: dict[tuple[str, str], Constant] = {}
     for consumer in graph.consumers:
         if not cut.touches(consumer.operand.dims[consumer.axis]):

@@ -85,5 +85,5 @@ def kept(graph: Graph, entries: Mapping[str, Sequence[int] | Tensor]) -> dict[st
         if lost and (min(lost) < 0 or max(lost) >= space.size):
             raise SurgeryError(f"entries of {space.name!r} are numbered 0..{space.size - 1}; got {sorted(lost)[:8]}")
         before = keep.get(space.name, range(space.size))
-        keep[space.name] = [entry for entry in before if entry not in lost]
+        keep[space.name] = [entry for entry in before if entry not in lost] if lost else list(before)
     return keep

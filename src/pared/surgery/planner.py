@@ -44,16 +44,19 @@ def make_plan(
             wanted[space.dim] = kept
     if not wanted:
         return Plan()
-    _check_fresh(graph, model)
-    cut = Cut(wanted)
-    constants = emitted(graph, model, cut) if living == "refuse" else ()
-    return Plan(tuple(_gathers(graph, model, cut)), tuple(constants), tuple(_resizes(graph, cut)))
+    cut, held = Cut(wanted), tensors(model)
+    gathers = tuple(_gathers(graph, model, cut, held))
+    constants = emitted(graph, model, cut, held) if living == "refuse" else ()
+    return Plan(gathers, tuple(constants), tuple(_resizes(graph, cut)))
 
 
 def numbers(name: str, size: int, entries: Sequence[int] | Tensor) -> list[int]:
     """Return entries of a space as numbers, from numbers or from a mask of booleans over all of them."""
     given = entries.tolist() if isinstance(entries, Tensor) else list(entries)
-    if given and all(isinstance(entry, bool) for entry in given):
+    kinds = set(map(type, given))
+    if kinds <= {int}:
+        return given
+    if kinds == {bool}:
         if len(given) != size:
             raise SurgeryError(f"a mask over {name!r} needs its {size} entries, got {len(given)}")
         return [place for place, chosen in enumerate(given) if chosen]
@@ -65,17 +68,6 @@ def numbers(name: str, size: int, entries: Sequence[int] | Tensor) -> list[int]:
         ) from None
 
 
-def _check_fresh(graph: Graph, model: nn.Module) -> None:
-    held = tensors(model)
-    for name, value in graph.program.tensors.items():
-        if name not in held or tuple(held[name].shape) != value.shape:
-            found = f"is {tuple(held[name].shape)}" if name in held else "is gone"
-            raise SurgeryError(
-                f"the graph is not of this network as it is now: {name!r} {found}, expected {value.shape}; give every "
-                "removal the same graph, or make it anew with pared.graph"
-            )
-
-
 def _check(name: str, size: int, kept: tuple[int, ...]) -> None:
     if not kept:
         raise SurgeryError(f"space {name!r} would lose all its {size} entries; keep at least one")
@@ -85,11 +77,17 @@ def _check(name: str, size: int, kept: tuple[int, ...]) -> None:
         )
 
 
-def _gathers(graph: Graph, model: nn.Module, cut: Cut) -> Iterator[Gather]:
+def _gathers(graph: Graph, model: nn.Module, cut: Cut, held: Mapping[str, Tensor]) -> Iterator[Gather]:
     for name, value in _placed(graph, model):
-        for axis, dim in enumerate(value.dims):
-            if cut.touches(dim):
-                yield Gather(name, axis, cut.kept(dim))
+        touched = [axis for axis, dim in enumerate(value.dims) if cut.touches(dim)]
+        if touched and (name not in held or tuple(held[name].shape) != value.shape):
+            found = f"is {tuple(held[name].shape)}" if name in held else "is gone"
+            raise SurgeryError(
+                f"the graph is not of this network as it is now: {name!r} {found}, expected {value.shape}; give every "
+                "removal the same graph, or make it anew with pared.graph"
+            )
+        for axis in touched:
+            yield Gather(name, axis, cut.kept(value.dims[axis]))
 
 
 def _placed(graph: Graph, model: nn.Module) -> Iterator[tuple[str, Value]]:

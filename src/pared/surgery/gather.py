@@ -1,6 +1,6 @@
 """New tensors from old ones, before anything old is touched."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from pared.surgery.plan import Gather
 
 Undo = Callable[[], object]
 _LAST = torch.channels_last
+_Cut = tuple[int, Tensor, Tensor | None]  # axis, where to take from, which are new
 
 
 @dataclass
@@ -28,25 +29,31 @@ class Taker:
     """Gather along axes; index tensors are made once for each index and device, and an index is checked once."""
 
     def __init__(self) -> None:
-        # By identity, as plans share their index tuples; the tuple itself is kept, so that its id stays its own.
+        # By identity, as plans share their index tuples, and a parameter, its gradient and state their cuts; what the
+        # id belongs to is kept beside, so that it stays its own.
+        self._cuts: dict[tuple[int, torch.device], tuple[Sequence[Gather], list[_Cut]]] = {}
         self._made: dict[tuple[int, torch.device], tuple[tuple[int, ...], Tensor, Tensor | None]] = {}
         self._ends: dict[int, tuple[tuple[int, ...], int, int]] = {}
 
-    def __call__(self, tensor: Tensor, items: Iterable[Gather]) -> Tensor:
+    def __call__(self, tensor: Tensor, items: Sequence[Gather]) -> Tensor:
         """Return `tensor` with entry i of each item's axis taken from its `index[i]`, zero where that is -1."""
-        for item in items:
-            key = (id(item.index), tensor.device)
-            if key not in self._made:
-                where = torch.tensor(item.index, dtype=torch.long, device=tensor.device)
-                fresh = (where < 0).nonzero().flatten() if -1 in item.index else None
-                self._made[key] = (item.index, where if fresh is None else where.clamp(min=0), fresh)
-            _, where, fresh = self._made[key]
-            last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_LAST)
-            tensor = tensor.index_select(item.axis, where)
-            tensor = tensor.contiguous(memory_format=_LAST) if last else tensor
+        key = (id(items), tensor.device)
+        if key not in self._cuts:
+            self._cuts[key] = (items, [(item.axis, *self._index(item.index, tensor.device)) for item in items])
+        last = tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_LAST)
+        for axis, where, fresh in self._cuts[key][1]:
+            tensor = tensor.index_select(axis, where)
             if fresh is not None:
-                tensor.index_fill_(item.axis, fresh, 0)
-        return tensor
+                tensor.index_fill_(axis, fresh, 0)
+        return tensor.contiguous(memory_format=_LAST) if last else tensor
+
+    def _index(self, index: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        key = (id(index), device)
+        if key not in self._made:
+            where = torch.tensor(index, dtype=torch.long, device=device)
+            fresh = (where < 0).nonzero().flatten() if -1 in index else None
+            self._made[key] = (index, where if fresh is None else where.clamp(min=0), fresh)
+        return self._made[key][1:]
 
     def ends(self, index: tuple[int, ...]) -> tuple[int, int]:
         """Return the least and the greatest entry, (-2, -2) of an empty index."""

@@ -89,7 +89,7 @@ def test_mcnemar_equals_the_binomial_test(pairs: list[tuple[bool, bool]]) -> Non
 
 def test_sizes_and_latency() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
-    assert (parameters(model), macs(model), stored_bytes(model)) == (34, 28, 136)
+    assert (parameters(model), macs(model, torch.ones(1, 5)), stored_bytes(model)) == (34, 28, 136)
     before = torch.get_num_threads()
     assert model_latency_us(model, torch.zeros(3, 5)) > 0
     with pytest.raises(KeyError), threads(1):

@@ -211,10 +211,10 @@ def test_binding_at_the_wrong_time_or_place_is_refused() -> None:
     optimizer = OPTIMIZERS["Adam"](model)
     with pytest.raises(ConfigError, match="steps_per_epoch"):
         Shrink().bind(model, optimizer, x[:1])
-    with pytest.raises(SurgeryError, match="example has 5 features"):
+    with pytest.raises(SurgeryError, match="with this example"):
         Shrink().bind(model, optimizer, x[:1, :5], steps_per_epoch=1)
     with pytest.raises(SurgeryError, match="expected an nn.Sequential"):
-        Shrink().bind(nn.Linear(2, 2), optimizer, x[:1], steps_per_epoch=1)
+        Shrink(inputs=True).bind(nn.Linear(12, 2), optimizer, x[:1], steps_per_epoch=1)
     for refused in (torch.optim.LBFGS(model.parameters()), torch.optim.Adafactor(model.parameters())):
         with pytest.raises(SurgeryError, match=type(refused).__name__):
             Shrink().bind(model, refused, x[:1], steps_per_epoch=1)

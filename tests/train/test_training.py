@@ -12,6 +12,7 @@ from torch import nn
 
 from helpers import task
 from pared.errors import ConfigError, RunError
+from pared.methods.strengths import Geometric
 from pared.storage import write_atomically
 from pared.train import learner, shrinking
 from pared.train.arrays import Arrays, balanced, criterion, predict
@@ -20,7 +21,6 @@ from pared.train.context import Context, Observer
 from pared.train.folder import RunFolder, read_lines
 from pared.train.learner import learn_front
 from pared.train.loop import batches
-from pared.train.path import Geometric
 from pared.train.point import Point, candidates, front
 from pared.train.settings import Settings
 

@@ -84,7 +84,7 @@ def measure_point(judge: Judge, point: Point, test: Part, *, file: str, seed: in
     batch = x[:256] if len(x) >= 256 else x.repeat(-(-256 // len(x)), 1)[:256]
     return {
         "params": parameters(point.model),
-        "macs": macs(point.model),
+        "macs": macs(point.model, x[:1]),
         "bytes": stored_bytes(point.model),
         "inputs": len(point.inputs),
         "hidden": point.hidden,

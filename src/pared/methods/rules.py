@@ -1,6 +1,7 @@
 """Rules of death: when a selector is judged to earn nothing."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,6 +9,21 @@ from torch import Tensor
 from pared.errors import ConfigError
 from pared.nn import Switch
 from pared.ops import update_sign_statistics_
+
+
+class Rule(Protocol):
+    """A frozen config that judges switches after every optimizer step; what is dead stays dead, at exactly 0.
+
+    The last factor of a switch never dies, a case the papers leave open.
+    """
+
+    def attach(self, switch: Switch) -> None:
+        """Give `switch` what this rule remembers, (factors,) each, as buffers that surgery and checkpoints follow."""
+        ...
+
+    def update(self, switch: Switch) -> None:
+        """Look at theta after an optimizer step: update what is remembered, kill, and hold dead factors at 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -18,8 +34,7 @@ class SignVariance:
         gamma: memory of the moving statistics, in [0, 1).
         threshold: variance above which a factor dies, > 0; the papers' experiments always used 0.5.
 
-    Source: ShrinkNets (arXiv 1806.03723), section 3.1; the last factor of a switch never dies, a case the paper
-    leaves open.
+    Source: ShrinkNets (arXiv 1806.03723), section 3.1.
     """
 
     gamma: float = 0.9
@@ -32,23 +47,66 @@ class SignVariance:
             raise ConfigError(f"threshold must be above 0, got {self.threshold}")
 
     def attach(self, switch: Switch) -> None:
-        """Give `switch` this rule's statistics, (factors,) each, as buffers that surgery and checkpoints follow."""
+        """Remember the moving mean of the sign, from its first value on, and the variance, from 0 on."""
         theta = switch.theta.detach()
         switch.register_buffer("sign_mean", theta.sign())
         switch.register_buffer("sign_variance", torch.zeros_like(theta))
 
     @torch.no_grad()
     def update(self, switch: Switch) -> None:
-        """Look at theta after an optimizer step: update the statistics, kill, and hold dead factors at 0."""
-        theta, variance = switch.theta, switch.get_buffer("sign_variance")
-        update_sign_statistics_(theta, switch.get_buffer("sign_mean"), variance, self.gamma)
-        alive = switch.alive & (variance <= self.threshold)
-        switch.alive.copy_(_spare_one(alive, switch.alive, theta))
-        theta.mul_(switch.alive)
+        """Kill what changes its sign too often."""
+        variance = switch.get_buffer("sign_variance")
+        update_sign_statistics_(switch.theta, switch.get_buffer("sign_mean"), variance, self.gamma)
+        _leave_alive(switch, variance <= self.threshold)
 
 
-def _spare_one(alive: Tensor, before: Tensor, theta: Tensor) -> Tensor:
-    """`alive`, or only the largest of those alive before where none would be left; without a host synchronisation."""
+@dataclass(frozen=True)
+class SignChange:
+    """A factor dies as soon as its sign is not the one it started with.
+
+    Source: ShrinkNets (arXiv 1806.03723), section 3.1; the same as `SignVariance(gamma=0)`, with less to remember.
+    """
+
+    def attach(self, switch: Switch) -> None:
+        """Remember the first sign."""
+        switch.register_buffer("first_sign", switch.theta.detach().sign())
+
+    @torch.no_grad()
+    def update(self, switch: Switch) -> None:
+        """Kill what has another sign."""
+        _leave_alive(switch, switch.theta.sign() == switch.get_buffer("first_sign"))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A factor dies when |theta| is at most `value`.
+
+    Args:
+        value: > 0, and above the optimizer's step, or factors may jump over it from one side to the other.
+
+    Source: ShrinkNets (arXiv 1806.03723), section 3.1, the rule that the paper argues against.
+    """
+
+    value: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if not self.value > 0.0:
+            raise ConfigError(f"value must be above 0, got {self.value}")
+
+    def attach(self, switch: Switch) -> None:
+        """Remember nothing."""
+
+    @torch.no_grad()
+    def update(self, switch: Switch) -> None:
+        """Kill what is small."""
+        _leave_alive(switch, switch.theta.abs() > self.value)
+
+
+def _leave_alive(switch: Switch, stays: Tensor) -> None:
+    """Let only those of the living that `stays` names live on, or the largest alone where none would be left."""
+    before, theta = switch.alive, switch.theta
+    alive = before & stays
     largest = torch.where(before, theta.abs(), -1.0).argmax()
     spared = torch.zeros_like(alive).index_fill_(0, largest, True)
-    return torch.where(alive.any(), alive, spared)
+    before.copy_(torch.where(alive.any(), alive, spared))  # no host synchronisation
+    theta.mul_(before)

@@ -13,11 +13,14 @@ from torch.optim.swa_utils import AveragedModel
 
 from pared import surgery
 from pared.errors import ConfigError, RunError
-from pared.methods.rules import SignVariance
-from pared.nn import Select, Switch
+from pared.methods.costs import Costs
+from pared.methods.rules import Rule
+from pared.methods.strengths import Progress, Strength
+from pared.methods.switches import Switches
+from pared.nn import Select
 from pared.penalties import l1
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -35,45 +38,56 @@ class Session:
     """A method bound to a model and its optimizer.
 
     Inside a step: `with session.batch(y)`, add `session.penalty()` to the loss, backward, `session.step()`, then
-    `optimizer.zero_grad()`. `strength` may be changed at any time. `events` says what died, when, and
-    `on_event` is called with each; `steps` counts optimizer steps.
+    `optimizer.zero_grad()`. A loop that calls `optimizer.step()` itself, or lets a wrapper of it do so, does the same:
+    switches are judged, and what is dead removed, right behind the optimizer's step, wherever that is called.
+    `strength` may be changed at any time, unless a schedule moves it. `events` says what died, when, and `on_event` is
+    called with each; `steps` counts optimizer steps.
     """
 
     def __init__(
         self,
-        model: nn.Sequential,
+        model: nn.Module,
         optimizer: Optimizer,
-        switches: Mapping[str, Switch],
-        graph: surgery.Graph,
+        switches: Switches,
         *,
-        strength: float,
-        rule: SignVariance,
+        strength: float | Strength,
+        rule: Rule,
         every: int,
+        costs: Costs,
+        weight_strength: float = 0.0,
+        weight_power: int = 2,
+        total_steps: int | None = None,
+        features: int = 0,
     ) -> None:
-        self.model, self.optimizer, self.switches, self.graph = model, optimizer, dict(switches), graph
-        hidden = [name for name in switches if name not in self._input_switches()]
-        self.titles = {name: f"hidden {hidden.index(name) + 1}" if name in hidden else "inputs" for name in switches}
-        self.kept = {name: list(range(switch.theta.shape[0])) for name, switch in switches.items()}
-        self.strength, self.rule, self.every = strength, rule, every
+        self.model, self.optimizer, self.rule, self.every = model, optimizer, rule, every
+        self.switches, self.graph, self.skipped = dict(switches.switches), switches.graph, dict(switches.skipped)
+        self.titles = _titles(surgery.bare(model), switches)
+        self.kept = {name: list(range(switch.theta.shape[0])) for name, switch in self.switches.items()}
+        self.schedule = None if isinstance(strength, int | float) else strength
+        self.strength = float(strength) if isinstance(strength, int | float) else strength.start
+        self.weight_strength, self.weight_power = weight_strength, weight_power
+        self.total_steps, self.features = total_steps, features
+        self.costs, self.weights = costs, costs.weights(self.switches)
+        self.params = self.start_params = self._count()
         self.averaged: list[nn.Module] = []
         self.steps = 0
         self.events: list[Event] = []
         self.created: list[str] = []
         self.on_event: Callable[[Event], None] = _ignore
+        self._handle = optimizer.register_step_post_hook(self._after_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handle = self.optimizer.register_step_post_hook(self._after_step)  # a copied optimizer has lost it
 
     @property
     def inputs(self) -> Tensor:
         """The indices of the network's original inputs that are still in use, int64 (kept,)."""
-        first = surgery.leaves(self.model)[0][1]
-        if isinstance(first, Select):
-            return first.index
-        return torch.arange(next(m for m in self.model.modules() if isinstance(m, nn.Linear)).in_features)
-
-    def _input_switches(self) -> list[str]:
-        """The switches that come before any layer with weights."""
-        modules = surgery.leaves(self.model)
-        first = next((place for place, (_, module) in enumerate(modules) if isinstance(module, nn.Linear)), 0)
-        return [name for name, _ in modules[:first]]
+        select = next((m for m in self.model.modules() if isinstance(m, Select)), None)
+        return torch.arange(self.features) if select is None else select.index
 
     def follow(self, averaged: nn.Module) -> None:
         """Let every later removal also happen in `averaged`, a copy of the bound model or an `AveragedModel` of it.
@@ -96,24 +110,50 @@ class Session:
         return nullcontext()
 
     def penalty(self) -> Tensor:
-        """Return strength times the sum of |theta| over all switches, a scalar to add to the loss (equation 2)."""
-        return self.strength * l1(switch.theta for switch in self.switches.values())
+        """Return what to add to the loss, a scalar: strength · sum of |theta|, and weight_strength · sum of |W|^p.
+
+        Each switch is weighed by what its units cost, if the method says so. W are all parameters but the switches.
+
+        Source: ShrinkNets (arXiv 1806.03723), equation 2; its p-th power as in equations 8 and 9.
+        """
+        thetas = [switch.theta * self.weights[name] for name, switch in self.switches.items()]
+        total = self.strength * l1(thetas)
+        if self.weight_strength:
+            mine = {id(switch.theta) for switch in self.switches.values()}
+            others = [p for p in self.model.parameters() if id(p) not in mine and p.requires_grad]
+            power = l1(others) if self.weight_power == 1 else torch.stack([p.square().sum() for p in others]).sum()
+            total = total + self.weight_strength * power
+        return total
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take the optimizer's step, judge the switches, and remove what is dead when a removal is due.
 
-        With `scaler` the step is taken through it, so that it can be left out when gradients overflowed; call its
-        `update` afterwards, as usual.
+        With `scaler` the step is taken through it, so that it can be left out when gradients overflowed; nothing is
+        judged then. Call its `update` afterwards, as usual.
         """
         if scaler is None:
             self.optimizer.step()
         else:
             scaler.step(self.optimizer)
+
+    def _after_step(self, *_: object) -> None:
         self.steps += 1
         for switch in self.switches.values():
             self.rule.update(switch)
         if self.steps % self.every == 0:
             self.remove()
+        if self.schedule is not None and self.total_steps is not None:
+            progress = Progress(self.steps / self.total_steps, 1 / self.total_steps, self.params, self.start_params)
+            self.strength = self.schedule.next(self.strength, progress)
+
+    def _count(self) -> int:
+        """The parameters of the network without its switches."""
+        thetas = sum(switch.theta.numel() for switch in self.switches.values())
+        return sum(p.numel() for p in self.model.parameters()) - thetas
+
+    def detach(self) -> None:
+        """Let go of the optimizer: its steps are not followed any more."""
+        self._handle.remove()
 
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
@@ -125,7 +165,7 @@ class Session:
         if not keep:
             return
         channels = {name: (self.switches[name].channels, self.switches[name].live_channels().tolist()) for name in keep}
-        before = {name for name, _ in self.model.named_parameters()}
+        before = {name for name, _ in surgery.bare(self.model).named_parameters()}
         plan = self._apply(keep)
         self.created += [item.bias for item in plan.constants if item.bias not in before]
         for name, (size, live) in channels.items():
@@ -141,19 +181,28 @@ class Session:
         Biases `created` by an earlier removal are made again, empty and in the same order, which is the optimizer's.
         """
         spaces = {self.graph.at(f"{name}.theta").name: factors for name, factors in keep.items()}
-        plan = surgery.make_plan(self.graph, self.model, spaces, living=living)
+        plan = surgery.make_plan(self.graph, surgery.bare(self.model), spaces, living=living)
         empty = tuple(surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created)
         plan = replace(plan, constants=plan.constants + empty)
         surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
         self.graph.follow(spaces, ((item.bias, item.weight) for item in plan.constants))
         for name, factors in keep.items():
             self.kept[name] = [self.kept[name][factor] for factor in factors]
+        self.weights, self.params = self.costs.weights(self.switches), self._count()
         return plan
 
-    def realize(self) -> nn.Sequential:
-        """Return a new, plain dense network of the size reached, switches folded in, taking the inputs `inputs`."""
+    def realize(self) -> nn.Module:
+        """Return a new network of the size reached, switches folded in; where inputs died, it takes `inputs` only.
+
+        It is of the model's own class, made of the model's own layers, and needs no pared to load or run. A switch
+        that its user put where it cannot be folded exactly is still there.
+        """
         self.remove()
-        return surgery.fold(self.model)
+        model = surgery.bare(self.model)
+        selects = any(isinstance(module, Select) for module in model.modules())
+        small = surgery.fold(model) if selects else surgery.fold_by(model, self.graph)
+        small.zero_grad(set_to_none=True)
+        return small
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, steps, strength, events."""
@@ -164,7 +213,8 @@ class Session:
             "events": [asdict(event) for event in self.events],
             "kept": {name: list(factors) for name, factors in self.kept.items()},
             "created": list(self.created),
-            "model": self.model.state_dict(),
+            "rates": dict(self.costs.rates),
+            "model": surgery.bare(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -178,11 +228,13 @@ class Session:
             raise RunError(
                 f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
             )
-        created = [name for name in state["created"] if name not in self.model.state_dict()]
+        model = surgery.bare(self.model)
+        created = [name for name in state["created"] if name not in model.state_dict()]
         keep = self._still_kept(state["kept"])
         self._check_fit(state["model"], keep, created)
+        self.costs.rates = dict(state["rates"])
         self._apply(keep, created, living="cut")
-        self.model.load_state_dict(state["model"])
+        model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         self.steps, self.strength = state["steps"], state["strength"]
         self.created[:] = state["created"]
@@ -203,12 +255,13 @@ class Session:
         self, saved: Mapping[str, Tensor], keep: Mapping[str, Sequence[int]], created: Sequence[str]
     ) -> None:
         """Compare names and shapes, as they will be after the removal, before anything is changed."""
-        shapes = {name: list(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        model = surgery.bare(self.model)
+        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         missing = shapes.keys() ^ (saved.keys() - set(created))
         if missing:
             raise RunError(_MISFIT.format(f"{min(missing)!r} is in one of them only"))
         spaces = {self.graph.at(f"{name}.theta").name: factors for name, factors in keep.items()}
-        for item in surgery.make_plan(self.graph, self.model, spaces, living="cut").gathers:
+        for item in surgery.make_plan(self.graph, model, spaces, living="cut").gathers:
             shapes[item.tensor][item.axis] = len(item.index)
         for name, shape in shapes.items():
             if list(saved[name].shape) != shape:
@@ -216,6 +269,18 @@ class Session:
 
 
 _MISFIT = "the saved session does not fit this network: {}; build the network it was saved from"
+
+
+def _titles(model: nn.Module, switches: Switches) -> dict[str, str]:
+    """What events call each switch: its layer; "inputs" and "hidden 1", ... in a plain stack of linear layers."""
+    modules = list(model.modules())
+    layers = [m for m in modules if not isinstance(m, nn.Sequential) and m is not model]
+    first = next((place for place, m in enumerate(layers) if isinstance(m, nn.Linear)), len(layers))
+    if not isinstance(model, nn.Sequential) or any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
+        return dict(switches.layers)
+    inputs = [name for name, switch in switches.switches.items() if any(switch is m for m in layers[:first])]
+    hidden = [name for name in switches.switches if name not in inputs]
+    return dict.fromkeys(inputs, "inputs") | {name: f"hidden {place}" for place, name in enumerate(hidden, 1)}
 
 
 def _ignore(event: Event) -> None:

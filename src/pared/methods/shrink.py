@@ -1,9 +1,8 @@
 """ShrinkNets: learn the width of every layer with switches (arXiv 1806.03723)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +10,58 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
-from pared.methods.rules import SignVariance
+from pared.methods.costs import Cost, Costs, check_cost
+from pared.methods.rules import Rule, SignVariance
 from pared.methods.session import Session, updates_per_removal
+from pared.methods.strengths import Strength
+from pared.methods.switches import Switches, add_switches, refusals, switches_of, whole
 from pared.nn import Select, Switch
-from pared.nn.switch import Init
+from pared.nn.switch import Init, check_init
+from pared.surgery import Example
 
 
 @dataclass(frozen=True)
 class Shrink:
-    """Switch layers, an L1 penalty on them, the sign-variance rule of death, removal while training.
+    """Switch layers, an L1 penalty on them, a rule of death, removal while training.
 
     Args:
-        strength: lambda of equation 2, >= 0; `session.strength` may be changed while training.
-        rule: the rule of death.
-        every: remove dead channels every so many steps, or each "epoch" as in the paper.
+        strength: lambda of equation 2, >= 0, which `session.strength` may change while training; or what moves it:
+            `Geometric(start, stop)` raises it along the run, `TowardSize(params)` drives the network to a size.
+        rule: the rule of death: `SignVariance`, `SignChange` or `Threshold`.
+        every: remove dead units every so many steps, or each "epoch" as in the paper.
         init: how switches start; "ones" leaves the network's function as it was, "uniform" is the paper's experiments.
-        inputs: also switch the network's inputs, which then are asked for no longer (`session.inputs`).
+        cost: what the pressure on a unit is weighed by, mean 1 over all units: "none" as in the paper, the "parameters"
+            or "macs" that leave with it, or its share of its layers' measured "latency".
+        weight_strength: lambda_2 of equation 2, >= 0, on all parameters but the switches; 0 leaves it to the weight
+            decay of the optimizer, as the paper's experiments did.
+        weight_power: p of equation 2, 1 or 2.
+        inputs: also switch the inputs of an `nn.Sequential` of linear layers, which then are asked for no longer
+            (`session.inputs`).
         input_sizes: neighbouring inputs that live and die together, as group sizes; one each when None.
 
-    Source: ShrinkNets (arXiv 1806.03723), sections 2 and 3. Weight decay (lambda_2) is the optimizer's own, on
-    everything except switches. Deviation: switches start at 1 unless told otherwise, so that binding changes no output.
+    Source: ShrinkNets (arXiv 1806.03723), sections 2 and 3. Deviation: switches start at 1 unless told otherwise, so that
+    binding changes no output.
     """
 
-    strength: float = 1e-3
-    rule: SignVariance = field(default_factory=SignVariance)
+    strength: float | Strength = 1e-3
+    rule: Rule = field(default_factory=SignVariance)
     every: int | str = "epoch"
     init: Init = "ones"
+    cost: Cost = "none"
+    weight_strength: float = 0.0
+    weight_power: int = 2
     inputs: bool = False
     input_sizes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.strength < math.inf:
-            raise ConfigError(f"strength must be at least 0 and finite, got {self.strength}")
-        if self.init not in get_args(Init):
-            raise ConfigError(f"init must be one of {', '.join(get_args(Init))}; got {self.init!r}")
+        for name in ("strength", "weight_strength"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not 0.0 <= value < math.inf:
+                raise ConfigError(f"{name} must be at least 0 and finite, got {value}")
+        check_init(self.init)
+        check_cost(self.cost)
+        if self.weight_power not in (1, 2):
+            raise ConfigError(f"weight_power must be 1 or 2, got {self.weight_power}")
         if self.input_sizes is not None and not self.inputs:
             raise ConfigError("input_sizes groups switched inputs, so it needs inputs=True")
 
@@ -52,90 +69,95 @@ class Shrink:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        example: Tensor,
+        example: Example,
         *,
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Session:
-        """Insert switches into `model`, give them a group of `optimizer` without weight decay, and return the session.
+        """Put switches into `model`, give them a group of `optimizer` without weight decay, and return the session.
 
-        Shapes: `example` is one batch, (n, inputs). Bind before any learning-rate scheduler is made.
+        A network that holds switches already, by `pared.add_switches` or its own making, is bound with those. Bind
+        before any learning-rate scheduler is made.
+
+        Args:
+            model: any network that `torch.export` can follow.
+            optimizer: over the model's parameters, without state yet or with.
+            example: what the forward pass takes, as for `pared.graph`: one batch of its inputs, say.
+            total_steps: optimizer steps of the whole run; a strength that moves needs it.
+            steps_per_epoch: optimizer steps in an epoch; `every="epoch"` needs it.
+            generator: where random factors are drawn from.
 
         Raises:
-            SurgeryError: the network is not understood; nothing was changed.
-            ConfigError: a scheduler exists already, or `every` needs `steps_per_epoch`.
+            SurgeryError: the network is not understood, or nothing in it can be removed; nothing was changed.
+            ConfigError: a scheduler exists already, or a number of steps is missing.
         """
-        del total_steps
         every = updates_per_removal(self.every, steps_per_epoch)
+        if not isinstance(self.strength, int | float) and (total_steps is None or total_steps < 1):
+            raise ConfigError(f"a strength that moves needs total_steps in bind, at least 1; got {total_steps}")
+        net = surgery.bare(model)
+        _check(net, optimizer)
+        with whole(net):
+            switches = self._switches(net, example, generator)
+            costs = Costs(self.cost, net, switches.graph, example)
+        for switch in switches.switches.values():
+            self.rule.attach(switch)
+        _give_group(optimizer, switches)
+        return Session(
+            model,
+            optimizer,
+            switches,
+            strength=self.strength,
+            rule=self.rule,
+            every=every,
+            costs=costs,
+            weight_strength=self.weight_strength,
+            weight_power=self.weight_power,
+            total_steps=total_steps,
+            features=example.shape[-1] if isinstance(example, Tensor) else 0,
+        )
+
+    def _switches(self, model: nn.Module, example: Example, generator: torch.Generator | None) -> Switches:
+        """The switches that the network has, or is given."""
+        own = list(switches_of(model))
+        if self.inputs:
+            self._switch_inputs(model, example, generator)
+        if not own:
+            return add_switches(model, example, init=self.init, generator=generator)
+        graph, found = surgery.graph(model, example), switches_of(model)
+        for name, reason in refusals(graph, model, own).items():
+            raise SurgeryError(f"switch {name!r} cannot lose a factor: {reason}")
+        return Switches(found, {name: graph.at(f"{name}.theta").name for name in found}, {}, graph)
+
+    def _switch_inputs(self, model: nn.Module, example: Example, generator: torch.Generator | None) -> None:
+        """Put a `Select` first, and a switch behind whatever precedes the first Linear, into which it can be folded."""
         surgery.check_sequential(model)
         assert isinstance(model, nn.Sequential)
-        _check(model, optimizer, example)
-        places = self._places(model, generator)
-        before = [(parent._modules, dict(parent._modules)) for parent in {id(p): p for p, _, _ in places}.values()]
-        before.append((model._modules, dict(model._modules)))
-        self._insert(model, places)
-        switches = {name: module for name, module in surgery.leaves(model) if isinstance(module, Switch)}
-        try:
-            graph = self._graph(model, switches, example)
-        except SurgeryError:
-            for modules, old in before:
-                modules.clear()
-                modules.update(old)
-            raise
-        for switch in switches.values():
-            self.rule.attach(switch)
-        thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]
-        named = any("param_names" in group for group in optimizer.param_groups)
-        params = thetas if named else [theta for _, theta in thetas]
-        optimizer.add_param_group({"params": params, "weight_decay": 0.0})
-        return Session(model, optimizer, switches, graph, strength=self.strength, rule=self.rule, every=every)
-
-    def _graph(self, model: nn.Sequential, switches: Mapping[str, Switch], example: Tensor) -> surgery.Graph:
-        """The graph of the network with its switches, every one of which must be able to lose factors."""
-        graph = surgery.graph(model, example)
-        for name in switches:
-            space = graph.at(f"{name}.theta")
-            if space.dim.fixed is not None:
-                raise SurgeryError(f"switch {name!r} cannot lose a factor: {space.dim.fixed}")
-        return graph
-
-    def _places(
-        self, model: nn.Sequential, generator: torch.Generator | None
-    ) -> list[tuple[nn.Sequential, int, Switch]]:
-        """Where switches go, last place first: after each hidden Linear or its BatchNorm1d, before the activation.
-
-        The inputs' switch goes behind whatever precedes the first Linear, into which it can then always be folded.
-        """
         modules = surgery.leaves(model)
-        linears = [place for place, (_, module) in enumerate(modules) if isinstance(module, nn.Linear)]
-        places = []
-        for place in reversed(linears[:-1]):
-            linear = modules[place][1]
-            assert isinstance(linear, nn.Linear)
-            anchor = place + 1 if isinstance(modules[place + 1][1], nn.BatchNorm1d) else place
-            switch = self._switch(linear.out_features, linear.weight, None, generator)
-            places.append((*_after(model, modules[anchor][0]), switch))
-        if self.inputs:
-            first = modules[linears[0]][1]
-            assert isinstance(first, nn.Linear)
-            where = _after(model, modules[linears[0] - 1][0]) if linears[0] else (model, 0)
-            places.append((*where, self._switch(first.in_features, first.weight, self.input_sizes, generator)))
-        if not places:
-            raise SurgeryError("the network has no hidden layer to shrink; add one, or use inputs=True")
-        return places
+        place, linear = next((p, m) for p, (_, m) in enumerate(modules) if isinstance(m, nn.Linear))
+        size = linear.in_features
+        if not isinstance(example, Tensor) or example.shape[-1] != size:
+            found = f"{example.shape[-1]} features" if isinstance(example, Tensor) else "no tensor"
+            raise SurgeryError(f"the example has {found} and the network takes {size}; pass one batch of its inputs")
+        like = linear.weight
+        switch = Switch(
+            size, init=self.init, sizes=self.input_sizes, generator=generator, device=like.device, dtype=like.dtype
+        )
+        _insert_at(*(_after(model, modules[place - 1][0]) if place else (model, 0)), switch, "switch")
+        _insert_at(model, 0, Select(size, device=like.device), "select")
 
-    def _insert(self, model: nn.Sequential, places: list[tuple[nn.Sequential, int, Switch]]) -> None:
-        for parent, position, switch in places:  # backwards, so that earlier positions stay true
-            _insert_at(parent, position, switch, "switch")
-        if self.inputs:
-            switch = places[-1][-1]
-            _insert_at(model, 0, Select(switch.channels, device=switch.theta.device), "select")
 
-    def _switch(
-        self, size: int, like: Tensor, sizes: Sequence[int] | None, generator: torch.Generator | None
-    ) -> Switch:
-        return Switch(size, init=self.init, sizes=sizes, generator=generator, device=like.device, dtype=like.dtype)
+def _give_group(optimizer: Optimizer, switches: Switches) -> None:
+    """Give the switches a group without weight decay; one made with the rest of the network leaves the rest's group."""
+    thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.switches.items()]
+    mine = {id(theta) for _, theta in thetas}
+    for group in optimizer.param_groups:
+        stays = [id(parameter) not in mine for parameter in group["params"]]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key][:] = [item for item, stay in zip(group[key], stays, strict=True) if stay]
+    named = any("param_names" in group for group in optimizer.param_groups)
+    optimizer.add_param_group({"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0})
 
 
 def _after(model: nn.Module, name: str) -> tuple[nn.Sequential, int]:
@@ -160,20 +182,13 @@ def _insert_at(parent: nn.Sequential, position: int, module: nn.Module, name: st
     parent._modules.update(items)
 
 
-def _check(model: nn.Sequential, optimizer: Optimizer, example: Tensor) -> None:
+def _check(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse what would fail later, before anything is changed."""
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         raise ConfigError(
             "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
             "the scheduler"
         )
-    if any(isinstance(module, Switch) for module in model.modules()):
-        raise SurgeryError(
-            "the network already holds switches; bind a network once, or use session.load_state_dict to go on"
-        )
-    inputs = next(module.in_features for _, module in surgery.leaves(model) if isinstance(module, nn.Linear))
-    if example.shape[-1] != inputs:
-        raise SurgeryError(
-            f"the example has {example.shape[-1]} features and the network takes {inputs}; pass one batch of its inputs"
-        )
+    if any(set(dict(switch.named_buffers())) > {"alive", "sizes"} for switch in switches_of(model).values()):
+        raise SurgeryError("the network is bound already; bind a network once, or use session.load_state_dict to go on")
     surgery.refuse_optimizer(optimizer)

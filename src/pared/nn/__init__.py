@@ -1,7 +1,7 @@
 """Layers that carry structure."""
 
 from pared.nn.select import Select
-from pared.nn.switch import Switch
+from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
 
-__all__ = ["Select", "Switch", "Zero"]
+__all__ = ["Select", "Switch", "Switched", "Zero"]

@@ -1,14 +1,29 @@
 """The switch layer: a learned factor per channel that can die."""
 
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
 
-Init = Literal["ones", "uniform", "normal", "positive"]
+Drawn = Literal["ones", "uniform", "normal", "positive"]
+#: How the factors of a switch start: drawn, or all at one number.
+Init = Drawn | float
+
+
+def check_init(init: Init) -> None:
+    """Make sure that switches can start as `init` says.
+
+    Raises:
+        ConfigError: it is neither a known name nor a number other than 0, at which a switch would start dead.
+    """
+    number = isinstance(init, int | float) and not isinstance(init, bool)
+    if not (init in get_args(Drawn) if isinstance(init, str) else number and math.isfinite(init) and init != 0):
+        raise ConfigError(f"init must be one of {', '.join(get_args(Drawn))}, or a number other than 0; got {init!r}")
 
 
 class Switch(nn.Module):
@@ -21,8 +36,8 @@ class Switch(nn.Module):
     Args:
         channels: how many channels come in, >= 1.
         dim: the axis of the channels.
-        init: "ones" (the identity), "uniform" on (-1, 1) (the paper's experiments), "normal" (the paper's text) or
-            "positive", uniform on (0, 1].
+        init: "ones" (the identity), "uniform" on (-1, 1) (the paper's experiments), "normal" (the paper's text),
+            "positive", uniform on (0, 1], or a number that all factors start at.
         sizes: channels per factor, each >= 1, adding up to `channels`.
         generator: where random factors are drawn from.
 
@@ -55,7 +70,8 @@ class Switch(nn.Module):
                 f"sizes must be positive and add up to the {channels} channels, got {len(sizes)} sizes adding up to "
                 f"{sum(sizes)}"
             )
-        self.channels, self.dim, self.init = channels, dim, init
+        self.channels, self.dim = channels, dim
+        self.init: Init = init
         factors = channels if sizes is None else len(sizes)
         self.theta = nn.Parameter(torch.empty(factors, device=device, dtype=dtype))
         self.register_buffer("alive", torch.ones(factors, dtype=torch.bool, device=device))
@@ -65,15 +81,15 @@ class Switch(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw theta anew as `init` says and bring every factor back to life."""
-        draw = {
-            "ones": lambda t: t.fill_(1.0),
-            "uniform": lambda t: t.uniform_(-1.0, 1.0, generator=generator),
-            "normal": lambda t: t.normal_(generator=generator),
-            "positive": lambda t: t.uniform_(0.0, 1.0, generator=generator).neg_().add_(1.0),
-        }
-        if self.init not in draw:
-            raise ConfigError(f"init must be one of {', '.join(draw)}; got {self.init!r}")
-        draw[self.init](self.theta)
+        check_init(self.init)
+        if self.init == "uniform":
+            self.theta.uniform_(-1.0, 1.0, generator=generator)
+        elif self.init == "normal":
+            self.theta.normal_(generator=generator)
+        elif self.init == "positive":
+            self.theta.uniform_(0.0, 1.0, generator=generator).neg_().add_(1.0)
+        else:
+            self.theta.fill_(1.0 if isinstance(self.init, str) else self.init)
         self.alive.fill_(True)
 
     def factors(self) -> Tensor:
@@ -105,3 +121,24 @@ class Switch(nn.Module):
         """Say how many channels, and how they are grouped."""
         grouped = "" if self.sizes is None else f", factors={self.theta.shape[0]}"
         return f"{self.channels}, dim={self.dim}{grouped}"
+
+
+class Switched(nn.Sequential):
+    """A layer, and a switch on what it gives; attributes of the layer (`weight`, `out_channels`) can be read through it.
+
+    Shapes: those of `layer`. Folding the switch puts `layer` back in its place, under its own name.
+    """
+
+    layer: nn.Module
+    switch: Switch
+
+    def __init__(self, layer: nn.Module, switch: Switch) -> None:
+        super().__init__(OrderedDict(layer=layer, switch=switch))
+        self.training = layer.training
+        switch.training = layer.training
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules or "layer" not in modules:
+            return super().__getattr__(name)
+        return getattr(modules["layer"], name)

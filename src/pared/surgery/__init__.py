@@ -1,20 +1,24 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
-from pared.surgery.apply import apply
+from pared.surgery.apply import apply, bare
+from pared.surgery.axes import find
+from pared.surgery.axes import leaves as leaves_of
 from pared.surgery.blocks import remove_blocks
 from pared.surgery.ddp import remove_ddp
 from pared.surgery.declared import declare
 from pared.surgery.files import load, save
-from pared.surgery.fold import fold
+from pared.surgery.fold import fold, fold_by
 from pared.surgery.graph import Graph, Slot, Space
 from pared.surgery.operate import graph, remove
 from pared.surgery.optimizers import refuse_optimizer
 from pared.surgery.plan import Constant, Gather, Plan, Resize
 from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves
+from pared.surgery.trace import Example, Step, Value, tensors
 
 __all__ = [
     "Constant",
+    "Example",
     "Gather",
     "Graph",
     "Living",
@@ -22,12 +26,18 @@ __all__ = [
     "Resize",
     "Slot",
     "Space",
+    "Step",
+    "Value",
     "apply",
+    "bare",
     "check_sequential",
     "declare",
+    "find",
     "fold",
+    "fold_by",
     "graph",
     "leaves",
+    "leaves_of",
     "load",
     "make_plan",
     "refuse_optimizer",
@@ -35,4 +45,5 @@ __all__ = [
     "remove_blocks",
     "remove_ddp",
     "save",
+    "tensors",
 ]

@@ -10,6 +10,7 @@ from pared.errors import SurgeryError
 from pared.nn import Select, Switch
 from pared.surgery.apply import bare
 from pared.surgery.folding import Folder
+from pared.surgery.graph import Graph, build
 from pared.surgery.sequential import check_sequential, leaves
 from pared.surgery.trace import Example
 
@@ -29,8 +30,9 @@ def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
     without weight and bias gets them), else into the layers behind it (columns scaled), through whatever passes a factor
     on: dropout, reshapes, concatenation, averages; and, if all of theta is positive, relu and max-pooling.
 
-    With `example` (as for `pared.graph`) the network may be any that can be traced: a copy of it comes back, with
-    `nn.Identity` where a switch was, and with those switches still in place that cannot be folded exactly. Without it,
+    With `example` (as for `pared.graph`) the network may be any that can be traced: a copy of it comes back, where the
+    layer that was switched stands under its own name again (`nn.Identity` where a switch stood by itself), and with
+    those switches still in place that cannot be folded exactly. Without it,
     `model` is an `nn.Sequential` of linear layers, and a plain `nn.Sequential` comes back, whose first layer takes what
     a leading `Select` selected. The original is not changed.
 
@@ -42,9 +44,18 @@ def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
     """
     if example is not None:
         folded = copy.deepcopy(bare(model))
-        Folder(folded, example).run()
+        Folder(folded, build(folded, example).program).run()
         return folded
     return _fold_sequential(model)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def fold_by(model: Network, graph: Graph) -> Network:
+    """Return what `fold` does, by a graph that is true of `model`, without tracing it again."""
+    folded = copy.deepcopy(model)
+    Folder(folded, graph.program).run()
+    return folded
 
 
 def _fold_sequential(model: nn.Module) -> nn.Sequential:

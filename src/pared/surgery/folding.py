@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.nn import Switch
+from pared.nn import Switch, Switched
 from pared.surgery.constants import HANDLERS, Known, full
-from pared.surgery.graph import build
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME, WEIGHTED
-from pared.surgery.trace import Example, Step, Value
+from pared.surgery.trace import Program, Step, Value
 
 #: Layers whose result a switch scales as their own weight and bias would, and the axis of their units.
 _SCALED_BY_WEIGHT = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
@@ -18,11 +17,10 @@ _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 class Folder:
-    """Fold the switches of `model`, in place; what cannot be folded exactly stays."""
+    """Fold the switches of `model`, in place, by its `program`; what cannot be folded exactly stays."""
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
-        self.model = model
-        self.program = build(model, example).program
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        self.model, self.program = model, program
         self.made: dict[int, Step] = {}
         self.read: dict[int, list[Step]] = {}
         for step in self.program.steps:
@@ -40,11 +38,20 @@ class Folder:
         for path, module in list(self.model.named_modules()):
             if isinstance(module, Switch):
                 if self._fold(path, module):
-                    parent, _, name = path.rpartition(".")
-                    self.model.get_submodule(parent)._modules[name] = nn.Identity()
+                    self._take_out(path)
                 else:
                     left.append(path)
         return left
+
+    def _take_out(self, path: str) -> None:
+        """Put the identity where a switch was, or its layer where the two were wrapped together."""
+        parent, _, name = path.rpartition(".")
+        holder = self.model.get_submodule(parent)
+        if not isinstance(holder, Switched):
+            holder._modules[name] = nn.Identity()
+            return
+        above, _, name = parent.rpartition(".")
+        self.model.get_submodule(above)._modules[name] = holder.layer
 
     def _fold(self, path: str, switch: Switch) -> bool:
         names = [name for name, module in self.model.named_modules(remove_duplicate=False) if module is switch]

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from pared.errors import ConfigError
-from pared.nn.switch import Init
+from pared.nn.switch import Drawn
 
 Select = Literal["features", "columns", "none"]
 
@@ -53,7 +53,7 @@ class Settings:
     lr: float = 2e-3
     weight_decay: float = 1e-3
     strength: tuple[float, float] = (1e-3, 3e-1)
-    switch_init: Init = "ones"
+    switch_init: Drawn = "ones"
     gamma: float = 0.9
     threshold: float = 0.5
     select: Select = "features"
@@ -92,7 +92,7 @@ class Settings:
             raise ConfigError(f"gamma must be in [0, 1), got {self.gamma}")
         for name, choices in (
             ("select", get_args(Select)),
-            ("switch_init", get_args(Init)),
+            ("switch_init", get_args(Drawn)),
             ("class_weights", ("balanced", None)),
         ):
             if getattr(self, name) not in choices:

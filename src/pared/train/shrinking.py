@@ -4,15 +4,16 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from pared.methods import Session, Shrink
 from pared.methods.rules import SignVariance
+from pared.methods.strengths import Geometric
 from pared.models import mlp
 from pared.train.arrays import predict
 from pared.train.checkpoint import generator_for
 from pared.train.context import Context
 from pared.train.loop import adam, mean_loss, train_epoch
-from pared.train.path import Geometric
 from pared.train.point import Point, freeze
 
 STREAM = 2
@@ -71,7 +72,9 @@ def _epoch(context: Context, session: Session, generator: torch.Generator, epoch
     _, val = context.narrow(session.inputs)
     outputs = predict(session.model, val.x)
     score, val_loss = context.score(outputs, val.y, val.w), mean_loss(outputs, val)
-    point = Point(freeze(session.realize()), session.inputs.cpu().clone(), score, val_loss, epoch, session.strength)
+    small = session.realize()
+    assert isinstance(small, nn.Sequential)
+    point = Point(freeze(small), session.inputs.cpu().clone(), score, val_loss, epoch, session.strength)
     for event in session.events[known:]:
         context.report_event(event, epoch, before)
     figures = {"strength": session.strength, "loss": loss, "val_score": score, "val_loss": val_loss}

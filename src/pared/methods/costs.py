@@ -1,0 +1,87 @@
+"""What a unit costs, by which the pressure on it can be weighed."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from torch import nn
+
+from pared.errors import ConfigError
+from pared.methods.latencies import layer_latencies_us
+from pared.nn import Switch
+from pared.surgery import Example, Graph, Space, Step, Value, leaves_of
+
+#: What the pressure on a factor is weighed by: nothing, or what its units cost.
+Cost = Literal["none", "parameters", "macs", "latency"]
+
+
+def check_cost(cost: str) -> None:
+    """Make sure that `cost` is one of those known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if cost not in get_args(Cost):
+        raise ConfigError(f"cost must be one of {', '.join(get_args(Cost))}; got {cost!r}")
+
+
+class Costs:
+    """The weights of switches, such that their mean over all factors is 1; asked again after each removal.
+
+    "parameters" counts the numbers that leave with a unit, "macs" the multiply-accumulates of the linear and
+    convolutional layers that make and read it, "latency" shares out the measured microseconds of those layers, which
+    shrink with their multiply-accumulates.
+    """
+
+    def __init__(self, cost: Cost, model: nn.Module, graph: Graph, example: Example) -> None:
+        self.cost, self.model, self.graph = cost, model, graph
+        self.rates: dict[str, float] = {}
+        if cost == "latency":
+            measured, counted = layer_latencies_us(model, example), self._macs()
+            self.rates = {layer: measured[layer] / macs for layer, macs in counted.items() if layer in measured}
+
+    def weights(self, switches: Mapping[str, Switch]) -> dict[str, float]:
+        """Return the weight of each switch."""
+        if self.cost == "none":
+            return dict.fromkeys(switches, 1.0)
+        spaces = {name: self.graph.at(f"{name}.theta") for name in switches}
+        each = {name: self._unit(space) for name, space in spaces.items()}
+        units = sum(space.size for space in spaces.values())
+        mean = sum(each[name] * space.size for name, space in spaces.items()) / units
+        return {name: cost / mean if mean else 1.0 for name, cost in each.items()}
+
+    def _unit(self, space: Space) -> float:
+        if self.cost == "parameters":
+            held = dict(self.model.named_parameters())
+            names = {slot.tensor for slot in space.slots if not slot.tensor.endswith(".theta")}
+            return sum(held[name].numel() for name in names & held.keys()) / space.size
+        total = 0.0
+        for step in _products(self.graph):
+            if any(space.dim is leaf for dim in _weight(step).dims for leaf in leaves_of(dim)):
+                total += _macs(step) * (self.rates.get(step.layer, 0.0) if self.cost == "latency" else 1.0)
+        return total / space.size
+
+    def _macs(self) -> dict[str, float]:
+        counted: dict[str, float] = {}
+        for step in _products(self.graph):
+            counted[step.layer] = counted.get(step.layer, 0.0) + _macs(step)
+        return counted
+
+
+def _products(graph: Graph) -> list[Step]:
+    """The steps that multiply by a weight."""
+    return [s for s in graph.program.steps if s.op in ("linear", "addmm") or s.op.startswith("conv")]
+
+
+def _weight(step: Step) -> Value:
+    return step["mat2"] if step.op == "addmm" else step["weight"]
+
+
+def _macs(step: Step) -> float:
+    """Multiply-accumulates of a product as the network is now."""
+    weight, out = math.prod(_weight(step).shape), math.prod(step.out.shape)
+    if step.op == "addmm":
+        return out * step["mat1"].shape[-1]
+    if "transpose" in step.op:
+        return math.prod(step["input"].shape) * weight / step["input"].shape[1 - len(_weight(step).shape)]
+    return out * weight / step.out.shape[-1 if step.op == "linear" else 1 - len(_weight(step).shape)]

@@ -20,6 +20,38 @@ def network(inputs: int = 12, hidden: tuple[int, ...] = (16, 14), seed: int = 0)
     return mlp(inputs, 2, hidden, generator=torch.Generator().manual_seed(seed))
 
 
+def images(rows: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two classes of noisy images (n, 2, 6, 6), told apart by where they are bright."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(rows, 2, 6, 6, generator=generator), torch.arange(rows) % 2
+    x[:, 0, :3] += y.view(-1, 1, 1)
+    return x, y
+
+
+class Branched(nn.Module):
+    """Convolutions with and without norms, a residual block, a flatten: `nn.Module`s as people write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner, self.outer = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.last = nn.Conv2d(6, 4, 3)
+        self.hidden, self.head = nn.Linear(4 * 2 * 2, 7), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.outer(self.inner(x).relu())
+        x = nn.functional.max_pool2d(self.last(x).relu(), 2).flatten(1)
+        return self.head(self.hidden(x).relu())
+
+
+def branched(seed: int = 0) -> Branched:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Branched()
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.05),
     "SGD Nesterov": lambda m: torch.optim.SGD(m.parameters(), lr=0.02, momentum=0.9, nesterov=True),

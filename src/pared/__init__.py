@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pared.fitting import fit as fit
     from pared.formats.program import export as export
     from pared.methods import Shrink as Shrink
+    from pared.methods import add_switches as add_switches
     from pared.run import Run as Run
+    from pared.shrinking import shrink as shrink
     from pared.surgery import declare as declare
     from pared.surgery import fold as fold
     from pared.surgery import graph as graph
@@ -32,6 +34,7 @@ _PUBLIC = {
     "Run": "pared.run",
     "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
+    "add_switches": "pared.methods",
     "declare": "pared.surgery",
     "export": "pared.formats.program",
     "fit": "pared.fitting",
@@ -42,6 +45,7 @@ _PUBLIC = {
     "remove_blocks": "pared.surgery",
     "remove_ddp": "pared.surgery",
     "save": "pared.surgery",
+    "shrink": "pared.shrinking",
 }
 
 __all__ = [
@@ -51,6 +55,7 @@ __all__ = [
     "Settings",
     "Shrink",
     "__version__",
+    "add_switches",
     "declare",
     "export",
     "fit",
@@ -61,6 +66,7 @@ __all__ = [
     "remove_blocks",
     "remove_ddp",
     "save",
+    "shrink",
 ]
 
 

@@ -152,8 +152,10 @@ class Session:
         return sum(p.numel() for p in self.model.parameters()) - thetas
 
     def detach(self) -> None:
-        """Let go of the optimizer: its steps are not followed any more."""
+        """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
         self._handle.remove()
+        for switch in self.switches.values():
+            switch.bound = False
 
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""

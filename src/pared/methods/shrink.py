@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Shrink:
         weight_strength: lambda_2 of equation 2, >= 0, on all parameters but the switches; 0 leaves it to the weight
             decay of the optimizer, as the paper's experiments did.
         weight_power: p of equation 2, 1 or 2.
+        lr_scale: the learning rate of switches over that of the optimizer's first group, > 0; 1 as in the paper.
         inputs: also switch the inputs of an `nn.Sequential` of linear layers, which then are asked for no longer
             (`session.inputs`).
         input_sizes: neighbouring inputs that live and die together, as group sizes; one each when None.
@@ -50,6 +52,7 @@ class Shrink:
     cost: Cost = "none"
     weight_strength: float = 0.0
     weight_power: int = 2
+    lr_scale: float = 1.0
     inputs: bool = False
     input_sizes: Sequence[int] | None = None
 
@@ -62,6 +65,8 @@ class Shrink:
         check_cost(self.cost)
         if self.weight_power not in (1, 2):
             raise ConfigError(f"weight_power must be 1 or 2, got {self.weight_power}")
+        if not 0.0 < self.lr_scale < math.inf:
+            raise ConfigError(f"lr_scale must be above 0 and finite, got {self.lr_scale}")
         if self.input_sizes is not None and not self.inputs:
             raise ConfigError("input_sizes groups switched inputs, so it needs inputs=True")
 
@@ -102,7 +107,8 @@ class Shrink:
             costs = Costs(self.cost, net, switches.graph, example)
         for switch in switches.switches.values():
             self.rule.attach(switch)
-        _give_group(optimizer, switches)
+            switch.bound = True
+        _give_group(optimizer, switches, self.lr_scale)
         return Session(
             model,
             optimizer,
@@ -147,7 +153,7 @@ class Shrink:
         _insert_at(model, 0, Select(size, device=like.device), "select")
 
 
-def _give_group(optimizer: Optimizer, switches: Switches) -> None:
+def _give_group(optimizer: Optimizer, switches: Switches, lr_scale: float) -> None:
     """Give the switches a group without weight decay; one made with the rest of the network leaves the rest's group."""
     thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.switches.items()]
     mine = {id(theta) for _, theta in thetas}
@@ -157,7 +163,10 @@ def _give_group(optimizer: Optimizer, switches: Switches) -> None:
             if key in group:
                 group[key][:] = [item for item, stay in zip(group[key], stays, strict=True) if stay]
     named = any("param_names" in group for group in optimizer.param_groups)
-    optimizer.add_param_group({"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0})
+    group: dict[str, Any] = {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
+    if lr_scale != 1.0:
+        group["lr"] = lr_scale * optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group(group)
 
 
 def _after(model: nn.Module, name: str) -> tuple[nn.Sequential, int]:
@@ -189,6 +198,6 @@ def _check(model: nn.Module, optimizer: Optimizer) -> None:
             "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
             "the scheduler"
         )
-    if any(set(dict(switch.named_buffers())) > {"alive", "sizes"} for switch in switches_of(model).values()):
+    if any(switch.bound for switch in switches_of(model).values()):
         raise SurgeryError("the network is bound already; bind a network once, or use session.load_state_dict to go on")
     surgery.refuse_optimizer(optimizer)

@@ -71,9 +71,9 @@ class TowardSize:
     """
 
     params: int
-    start: float = 1e-5
+    start: float = 1e-3
     by: float = 0.9
-    gain: float = 60.0
+    gain: float = 12.0
 
     def __post_init__(self) -> None:
         if self.params < 1:

@@ -67,7 +67,7 @@ def add_switches(
             for place in places:
                 reason = refused.get(f"{place.anchor}.switch")
                 if reason is not None:
-                    skipped[place.layer] = reason
+                    skipped[place.layer] = reason.replace(".layer'", "'")  # under the names it has without switches
                     _unwrap(model, place.anchor)
             graph = surgery.graph(model, example)
         found = switches_of(model)
@@ -76,9 +76,12 @@ def add_switches(
                 "no layer of the network can lose units, so there is nothing to shrink: "
                 + ("; ".join(f"{layer}: {reason}" for layer, reason in skipped.items()) or "it has no layers")
             )
-    layers = {f"{place.anchor}.switch": place.layer for place in places}
-    layers = {name: layers.get(name, graph.at(f"{name}.theta").name) for name in found}
-    return Switches(found, layers, _in_order(skipped, before), graph)
+    mine = {f"{place.anchor}.switch": place.layer for place in places if f"{place.anchor}.switch" in found}
+    layers = dict(mine)
+    for name in found:
+        space = space_of(graph, name)
+        layers.setdefault(name, space.name if space else name)
+    return Switches(found, layers, _told(skipped, before, {before.find(layer).name for layer in mine.values()}), graph)
 
 
 def switches_of(model: nn.Module) -> dict[str, Switch]:
@@ -91,19 +94,32 @@ def refusals(graph: Graph, model: nn.Module, names: Sequence[str]) -> dict[str, 
 
     Tried on a copy whose weights are in general position: a shift that happens to be 0 now will be learned.
     """
-    found = {name: reason for name in names if (reason := graph.at(f"{name}.theta").fixed) is not None}
-    left = [name for name in names if name not in found]
-    if not left:
+    found: dict[str, str] = {}
+    spaces: dict[str, Space] = {}
+    for name in names:
+        space = space_of(graph, name)
+        if space is None or space.fixed is not None:
+            found[name] = space.fixed if space and space.fixed else "its factors are made of several spaces"
+        else:
+            spaces[name] = space
+    if not spaces:
         return found
     twin = _in_general_position(model)
-    spaces = {name: graph.at(f"{name}.theta") for name in left}
-    for name in left:
+    for name in spaces:
         switch = twin.get_submodule(name)
         assert isinstance(switch, Switch)
         switch.theta.data[0], switch.alive[0] = 0.0, False
     if _refusal(graph, twin, list(spaces.values())) is None:
         return found
-    return found | {name: reason for name in left if (reason := _refusal(graph, twin, [spaces[name]])) is not None}
+    return found | {name: reason for name in spaces if (reason := _refusal(graph, twin, [spaces[name]])) is not None}
+
+
+def space_of(graph: Graph, switch: str) -> Space | None:
+    """Return the space of a switch's factors, None where they are made of several."""
+    try:
+        return graph.at(f"{switch}.theta")
+    except SurgeryError:
+        return None
 
 
 @contextmanager
@@ -133,11 +149,10 @@ def _places(graph: Graph, model: nn.Module) -> tuple[list[_Place], dict[str, str
     """Where switches can be tried, and the layers that are out of the question, with the reason."""
     places: list[_Place] = []
     skipped: dict[str, str] = {}
-    switched = {graph.at(f"{name}.theta").name for name in switches_of(model)}
+    switched = {space.name for name in switches_of(model) if (space := space_of(graph, name))}
     for layer in graph.made_by:
-        try:
-            space = graph.find(layer)
-        except SurgeryError:
+        space = _space(graph, layer)
+        if space is None:
             skipped[layer] = "its units are made of several spaces"
             continue
         reason = _reason(graph, model, space, layer)
@@ -147,7 +162,10 @@ def _places(graph: Graph, model: nn.Module) -> tuple[list[_Place], dict[str, str
             skipped[layer] = reason
             continue
         anchor, step = _anchor(graph, model, layer)
-        axis = next(place for place, dim in enumerate(step.out.dims) if surgery.find(dim) is space.dim)
+        axis = next((place for place, dim in enumerate(step.out.dims) if surgery.find(dim) is space.dim), None)
+        if axis is None:
+            skipped[layer] = "several of its units die together"
+            continue
         places.append(_Place(layer, anchor, space.size, axis - len(step.out.dims)))
     return places, skipped
 
@@ -156,9 +174,8 @@ def _reason(graph: Graph, model: nn.Module, space: Space, layer: str) -> str | N
     """Why a layer gets no switch, if so."""
     if space.fixed is not None:
         return space.fixed
-    others = [other for other in space.layers if other != layer]
-    if others and layer != space.layers[-1]:
-        return f"its units are those of {space.layers[-1]!r}, too"
+    if layer != space.layers[-1]:
+        return "it is not the last to make its units"
     names = [name for name, module in model.named_modules(remove_duplicate=False) if _is(module, model, layer)]
     if len(names) > 1 or len(_own_steps(graph, layer)) != 1:
         return "it is used more than once"
@@ -227,5 +244,25 @@ def _refusal(graph: Graph, twin: nn.Module, spaces: Sequence[Space]) -> str | No
     return None
 
 
-def _in_order(skipped: Mapping[str, str], graph: Graph) -> dict[str, str]:
-    return {layer: skipped[layer] for layer in graph.made_by if layer in skipped}
+def _told(skipped: Mapping[str, str], graph: Graph, switched: set[str]) -> dict[str, str]:
+    """The layers without a switch in order; one whose units another layer's switch scales is no such layer."""
+    told: dict[str, str] = {}
+    for layer in graph.made_by:
+        if layer not in skipped:
+            continue
+        space = _space(graph, layer)
+        if space is not None and space.fixed is None and space.name in switched:
+            continue
+        others = [repr(other) for other in space.layers if other != layer] if space and space.fixed is None else []
+        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        tied = f"its units are tied to those of {named}, which one switch does not reach"
+        told[layer] = tied if others else skipped[layer]
+    return told
+
+
+def _space(graph: Graph, layer: str) -> Space | None:
+    """The one space that the units of `layer` are, if they are."""
+    try:
+        return graph.find(layer)
+    except SurgeryError:
+        return None

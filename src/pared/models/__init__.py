@@ -1,5 +1,9 @@
 """Networks the papers use."""
 
+from pared.models.drawing import kaiming_
+from pared.models.lenet import lenet
 from pared.models.mlp import mlp
+from pared.models.resnet import BasicBlock, resnet
+from pared.models.vgg import VGG, vgg
 
-__all__ = ["mlp"]
+__all__ = ["VGG", "BasicBlock", "kaiming_", "lenet", "mlp", "resnet", "vgg"]

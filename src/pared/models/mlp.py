@@ -1,14 +1,13 @@
 """The multilayer perceptron."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 
 from pared.errors import ConfigError
+from pared.models.drawing import linear
 
 
 def mlp(
@@ -34,9 +33,5 @@ def mlp(
         )
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
-        linear = skip_init(nn.Linear, fan_in, fan_out)
-        bound = 1.0 / math.sqrt(fan_in)
-        for parameter in linear.parameters():
-            nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        layers += [linear, activation()]
+        layers += [linear(fan_in, fan_out, generator), activation()]
     return nn.Sequential(*layers[:-1])

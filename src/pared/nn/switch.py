@@ -71,6 +71,7 @@ class Switch(nn.Module):
                 f"{sum(sizes)}"
             )
         self.channels, self.dim = channels, dim
+        self.bound = False  # whether a session judges it
         self.init: Init = init
         factors = channels if sizes is None else len(sizes)
         self.theta = nn.Parameter(torch.empty(factors, device=device, dtype=dtype))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.nn import Switch, Switched
+from pared.surgery.axes import find
 from pared.surgery.constants import HANDLERS, Known, full
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME, WEIGHTED
 from pared.surgery.trace import Program, Step, Value
@@ -81,6 +82,11 @@ class Folder:
             if step.op in SAME and not step.op.endswith("_like"):
                 x = step.values()[0]
                 continue
+            if step.op in ("view", "reshape", "_unsafe_view") and axis == len(x.dims) - 1:
+                source = step.values()[0]
+                if find(source.dims[-1]) is find(x.dims[-1]):  # only the places before the units are arranged otherwise
+                    x, axis = source, len(source.dims) - 1
+                    continue
             return self._into_rows(step, axis, factors)
         return False
 

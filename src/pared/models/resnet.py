@@ -1,0 +1,64 @@
+"""Residual networks in their form for small images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import ConfigError
+from pared.models.drawing import conv, linear
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with norms beside a shortcut: relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))).
+
+    Shapes: (n, inputs, h, w) -> (n, outputs, h / stride, w / stride).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.conv1 = conv(inputs, outputs, stride=stride, padding=1, bias=False, generator=generator)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv(outputs, outputs, padding=1, bias=False, generator=generator)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            through = conv(inputs, outputs, 1, stride=stride, bias=False, generator=generator)
+            self.shortcut = nn.Sequential(through, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's result."""
+        y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        return torch.relu(self.shortcut(x) + y)
+
+
+def resnet(
+    blocks: Sequence[int] = (2, 2, 2, 2),
+    outputs: int = 10,
+    *,
+    channels: int = 3,
+    width: int = 64,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Return a residual network of basic blocks; the default is ResNet-18 for 32x32 images.
+
+    Shapes: (n, `channels`, h, w) -> (n, `outputs`). Stage k has `blocks[k]` blocks of `width` · 2^k channels, each stage
+    but the first halving the image.
+
+    Raises:
+        ConfigError: a width or number of blocks below 1.
+
+    Source: He et al. (arXiv 1512.03385), the 3x3 stem without pooling of their section 4.2 on CIFAR-10.
+    """
+    if not blocks or min(*blocks, outputs, channels, width) < 1:
+        raise ConfigError(f"blocks and widths must be at least 1, got blocks={tuple(blocks)}, width={width}")
+    stem = conv(channels, width, padding=1, bias=False, generator=generator)
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU()]
+    before = width
+    for stage, count in enumerate(blocks):
+        after = width * 2**stage
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            layers.append(BasicBlock(before, after, stride, generator=generator))
+            before = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(before, outputs, generator))

@@ -1,0 +1,440 @@
+"""`pared.shrink`: from a network that exists to smaller ones, and the one that was asked for."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from pared import surgery
+from pared.errors import ConfigError, RunError
+from pared.measure.latency import latency_us, threads
+from pared.measure.size import macs, parameters
+from pared.methods import Event, Session, Shrink
+from pared.methods.strengths import TowardSize
+from pared.train.batches import Loss, call, first_rows, pair, train_on
+from pared.train.checkpoint import load_state, save_state
+from pared.train.context import Observer
+
+#: Size classes per factor of ten, of which one network each is fine-tuned.
+PER_DECADE = 6
+#: A network that has hardly shrunk is no point of the front: the one it began as stands for its size.
+SHRUNK = 0.9
+
+
+@dataclass(eq=False)
+class Smaller:
+    """A network on the way down: what it costs, for one row, and its validation score, larger being better.
+
+    `epoch` is when it was taken from the shrinking run, `strength` the pressure then.
+    """
+
+    model: nn.Module
+    params: int
+    macs: int
+    latency_us: float
+    score: float
+    epoch: int = -1
+    strength: float = 0.0
+
+    @property
+    def rank(self) -> float:
+        """The score, a score that is no number being the worst."""
+        return -math.inf if math.isnan(self.score) else self.score
+
+
+@dataclass(eq=False)
+class Shrunk:
+    """What came out of `pared.shrink`.
+
+    `model` is the plain network that was chosen, `because` says why; `front` has one of every size that no smaller one
+    equals, largest first; `dense` is the reference. `events` says what died when.
+    """
+
+    chosen: Smaller
+    because: str
+    front: list[Smaller]
+    dense: Smaller
+    events: list[Event]
+    seconds: dict[str, float]
+    interrupted: bool = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The chosen network."""
+        return self.chosen.model
+
+    def __str__(self) -> str:
+        lines = [f"{'':<7}{'params':>14}{'smaller':>9}{'MACs':>16}{'1 row':>12}{'validation':>12}"]
+        for point in (self.dense, *self.front):
+            name = "dense" if point is self.dense else "chosen" if point is self.chosen else ""
+            smaller = f"{self.dense.params / point.params:.1f}x"
+            lines.append(
+                f"{name:<7}{point.params:>14,}{smaller:>9}{point.macs:>16,}{point.latency_us:>9.0f} µs{point.score:>12.6g}"
+            )
+        taken = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds.items())
+        return "\n".join([*lines, "", f"Chosen: {self.because}.", f"Seconds: {taken}."])
+
+
+def _adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+def shrink(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    validate: Callable[[nn.Module], float],
+    *,
+    max_drop: float | None = None,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    max_latency: float | None = None,
+    loss: Loss = F.cross_entropy,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = _adam,
+    epochs: int = 20,
+    fine_tune: int = 3,
+    dense_epochs: int = 0,
+    smallest: float = 0.01,
+    method: Shrink | None = None,
+    folder: str | Path | None = None,
+    observer: Observer | None = None,
+) -> Shrunk:
+    """Return smaller networks than `model`, trained, and the one of them that was asked for.
+
+    The network's units die one after the other under a rising pressure, a copy being taken after every epoch; one copy
+    of every size class is then trained on without pressure, its learning rate falling to 0 along a cosine, and the last
+    of it counts. `model` itself is left as it is. Ctrl-C ends the run and keeps what there is.
+
+    Args:
+        model: any network that `torch.export` can follow, trained or not, on the device to train on.
+        train_loader: gives pairs (x, y), and knows its length; x is what the network takes.
+        validate: takes a network in evaluation mode and returns its score, larger being better. It decides what is
+            chosen, so it must not look at test data.
+        max_drop: choose the smallest that scores at most this much below the dense reference, in the units of `validate`.
+        max_params: choose among those of at most so many parameters.
+        max_macs: choose among those of at most so many multiply-accumulates for one row.
+        max_latency: choose among those of at most so many microseconds for one row, on one thread.
+        loss: takes the network's result and y, returns a scalar.
+        optimizer: makes one of parameters; once for shrinking, once for each network that is trained on.
+        epochs: of the shrinking run.
+        fine_tune: epochs that each chosen size is trained on for.
+        dense_epochs: train a copy for so many epochs first, without pressure, which then is the dense reference; with 0
+            that is `model` as it is, so a network that is not trained yet needs it.
+        smallest: the share of the parameters at which the run ends; `max_params` ends it there.
+        method: what presses and kills; driven to the smallest size, with switches five times as fast as weights, when
+            None.
+        folder: where every epoch is saved. The same call goes on from there, bit-equally on a CPU if the loader draws
+            from a generator of its own and the network draws nothing.
+        observer: told of every epoch, every removal and every phase.
+
+    Raises:
+        ConfigError: an option out of its range.
+        SurgeryError: the network is not understood, or none of its layers can lose units.
+        RunError: the folder holds another run.
+    """
+    wishes = {"max_drop": max_drop, "max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
+    _check(wishes, epochs=epochs, fine_tune=fine_tune, dense_epochs=dense_epochs, smallest=smallest)
+    steps = _length(train_loader)
+    start = surgery.bare(model)
+    if method is None:
+        least = max(1, round(smallest * parameters(start))) if max_params is None else max_params
+        goal = max(1, round(0.8 * least)) if max_params is not None else least
+        method = Shrink(TowardSize(goal), every=max(1, steps // 4), lr_scale=5.0)
+    run = _Run(start, train_loader, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs, steps)
+    run.observer = observer or Observer()
+    run.folder = None if folder is None else Path(folder)
+    return run.learn({name: limit for name, limit in wishes.items() if limit is not None})
+
+
+@dataclass(eq=False)
+class _Run:
+    """One call of `shrink`, phase by phase."""
+
+    start: nn.Module
+    loader: Iterable[Any]
+    validate: Callable[[nn.Module], float]
+    loss: Loss
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    method: Shrink
+    epochs: int
+    fine_tune: int
+    dense_epochs: int
+    steps: int
+    observer: Observer = field(default_factory=Observer)
+    folder: Path | None = None
+    events: list[Event] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def learn(self, wishes: dict[str, float]) -> Shrunk:
+        device = next(self.start.parameters()).device
+        self.example = pair(next(iter(self.loader)), device)[0]
+        self._claim()
+        dense = self._timed("dense", self._dense)
+        _check_drop(wishes, dense)
+        snapshots: list[Smaller] = []
+        points, interrupted = [dense], False
+        try:
+            self._timed("shrink", lambda: self._shrink(snapshots))
+            kept = candidates([point for point in snapshots if point.params <= SHRUNK * dense.params])
+            points = list(kept)
+            self._timed("fine_tune", lambda: self._tune_all(points))
+        except KeyboardInterrupt:
+            interrupted = True
+            points = points if points != [dense] else candidates(snapshots)
+            self.observer.note("interrupted: keeping what there is")
+        found = front(points) or [dense]
+        chosen, because = choose(dense, found, wishes)
+        return Shrunk(chosen, because, found, dense, self.events, self.seconds, interrupted)
+
+    # --- phases ---
+
+    def _dense(self) -> Smaller:
+        model = copy.deepcopy(self.start)
+        path = self._path("dense")
+        if self.dense_epochs and path is not None and path.exists():
+            surgery.load(model, path)
+        elif self.dense_epochs:
+            self._train(model, self.dense_epochs, "dense")
+            if path is not None:
+                surgery.save(model, path)
+        return self._judged(model)
+
+    def _shrink(self, snapshots: list[Smaller]) -> None:
+        model = copy.deepcopy(self.start)
+        optimizer = self.optimizer(model.parameters())
+        total = self.epochs * self.steps
+        session = self.method.bind(
+            model, optimizer, self.example, total_steps=total, steps_per_epoch=self.steps, generator=_generator()
+        )
+        session.on_event = self._tell
+        self.events = session.events
+        for epoch in range(self._resume(session, snapshots), self.epochs):
+            began = time.perf_counter()
+            loss = train_on(model, optimizer, self.loader, self.loss, session=session)
+            point = self._judged(session.realize(), epoch, session.strength)
+            snapshots.append(point)
+            self.observer.epoch(
+                {
+                    "phase": "shrink",
+                    "epoch": epoch,
+                    "loss": loss,
+                    "score": point.score,
+                    "params": point.params,
+                    "macs": point.macs,
+                    "strength": session.strength,
+                    "seconds": time.perf_counter() - began,
+                }
+            )
+            self._save(session, point)
+        session.detach()
+
+    def _tune_all(self, points: list[Smaller]) -> None:
+        """Train each point on, in its place in `points`."""
+        for place, point in enumerate(points):
+            self.observer.note(f"fine-tuning {place + 1} of {len(points)}: {point.params:,} parameters")
+            path = self._path(f"tuned/{point.epoch:04d}")
+            model = copy.deepcopy(point.model)
+            if path is not None and path.exists():
+                surgery.load(model, path)
+            else:
+                self._train(model, self.fine_tune, "fine_tune")
+                if path is not None:
+                    surgery.save(model, path)
+            points[place] = replace(point, model=model, score=self._score(model))
+
+    def _train(self, model: nn.Module, epochs: int, phase: str) -> None:
+        """Train without pressure, the learning rate falling to 0 along a cosine."""
+        if not epochs:
+            return
+        optimizer = self.optimizer(model.parameters())
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * self.steps)
+        for epoch in range(epochs):
+            loss = train_on(model, optimizer, self.loader, self.loss, after_step=schedule.step)
+            self.observer.epoch({"phase": phase, "epoch": epoch, "loss": loss, "params": parameters(model)})
+        model.zero_grad(set_to_none=True)
+
+    # --- measuring ---
+
+    def _judged(self, model: nn.Module, epoch: int = -1, strength: float = 0.0) -> Smaller:
+        row = first_rows(self.example, 1)
+        with threads(1), torch.inference_mode():
+            model.eval()
+            taken = latency_us(lambda: call(model, row))
+        return Smaller(model, parameters(model), macs(model, row), taken, self._score(model), epoch, strength)
+
+    def _score(self, model: nn.Module) -> float:
+        model.eval()
+        with torch.no_grad():
+            return float(self.validate(model))
+
+    def _timed(self, phase: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[phase] = time.perf_counter() - began
+
+    def _tell(self, event: Event) -> None:
+        self.observer.event(asdict(event))
+
+    # --- the folder ---
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.safetensors"
+
+    def _claim(self) -> None:
+        """Make the folder, or make sure that it holds this very run.
+
+        Raises:
+            RunError: it holds another.
+        """
+        if self.folder is None:
+            return
+        for part in ("snapshots", "tuned"):
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        mine = {
+            "method": repr(self.method),
+            "epochs": self.epochs,
+            "fine_tune": self.fine_tune,
+            "dense_epochs": self.dense_epochs,
+            "steps": self.steps,
+            "shapes": [[name, list(tensor.shape)] for name, tensor in self.start.state_dict().items()],
+        }
+        path = self.folder / "run.safetensors"
+        if not path.exists():
+            save_state(path, mine)
+            return
+        there = load_state(path)
+        for key, value in mine.items():
+            if there.get(key) != value:
+                raise RunError(
+                    f"{self.folder} holds a run with another {key} ({_short(there.get(key))}, here {_short(value)}); give "
+                    "the same options to go on with it, or another folder"
+                )
+
+    def _save(self, session: Session, point: Smaller) -> None:
+        if self.folder is None:
+            return
+        surgery.save(point.model, self.folder / f"snapshots/{point.epoch:04d}.safetensors")
+        generator = getattr(self.loader, "generator", None)
+        state = {
+            "session": session.state_dict(),
+            "epoch": point.epoch + 1,
+            "strengths": [*self._strengths, point.strength],
+            "generator": None if generator is None else generator.get_state(),
+        }
+        self._strengths = state["strengths"]
+        save_state(self.folder / "shrink.safetensors", state)
+
+    def _resume(self, session: Session, snapshots: list[Smaller]) -> int:
+        """Fill the session and the snapshots with what is saved; return the epoch to go on with."""
+        self._strengths: list[float] = []
+        path = self._path("shrink")
+        if path is None or not path.exists():
+            return 0
+        state = load_state(path)
+        session.load_state_dict(state["session"])
+        generator = getattr(self.loader, "generator", None)
+        if generator is not None and state["generator"] is not None:
+            generator.set_state(state["generator"])
+        self._strengths = list(state["strengths"])
+        for epoch, strength in enumerate(self._strengths):
+            model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{epoch:04d}") or "")
+            snapshots.append(self._judged(model, epoch, strength))
+        self.observer.note(f"going on after epoch {state['epoch']}")
+        return state["epoch"]
+
+
+def candidates(points: Sequence[Smaller]) -> list[Smaller]:
+    """Return the best-scored of each size class, largest first."""
+    best: dict[int, Smaller] = {}
+    for point in points:
+        size = math.floor(math.log10(max(1, point.params)) * PER_DECADE)
+        if size not in best or point.rank >= best[size].rank:
+            best[size] = point
+    return [best[size] for size in sorted(best, reverse=True)]
+
+
+def front(points: Iterable[Smaller]) -> list[Smaller]:
+    """Return the points that no smaller point equals in score, largest first."""
+    kept: list[Smaller] = []
+    for point in sorted(points, key=lambda p: (p.params, -p.rank)):
+        if not kept or point.rank > kept[-1].rank:
+            kept.append(point)
+    return kept[::-1]
+
+
+def choose(dense: Smaller, points: Sequence[Smaller], wishes: dict[str, float]) -> tuple[Smaller, str]:
+    """Return which point to take, and why; `points` are largest first and `wishes` name limits.
+
+    With no wish: the smallest that scores no less than the dense reference.
+    """
+    caps = {"max_params": ("params", "parameters"), "max_macs": ("macs", "multiply-accumulates a row")}
+    caps["max_latency"] = ("latency_us", "µs a row")
+    stated = [f"at most {wishes[name]:g} {unit}" for name, (_, unit) in caps.items() if name in wishes]
+    allowed = [
+        p for p in points if all(getattr(p, key) <= wishes.get(name, math.inf) for name, (key, _) in caps.items())
+    ]
+    if not allowed:
+        return points[-1], f"no network has {' and '.join(stated)}; this is the smallest there is"
+    if stated and "max_drop" not in wishes:
+        return max(allowed, key=lambda p: p.rank), f"the best on validation with {' and '.join(stated)}"
+    drop = wishes.get("max_drop", 0.0)
+    stated.append(f"at most {drop:g} below the dense reference on validation")
+    within = [point for point in allowed if point.rank >= dense.rank - drop]
+    if within:
+        return min(within, key=lambda p: p.params), f"the smallest with {' and '.join(stated)}"
+    return max(allowed, key=lambda p: p.rank), f"no network has {' and '.join(stated)}; this is the best on validation"
+
+
+def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs: int, smallest: float) -> None:
+    for name, value in wishes.items():
+        least = 0.0 if name == "max_drop" else math.ulp(0.0)
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(
+                f"{name} must be {'at least' if name == 'max_drop' else 'above'} 0 and finite, got {value}"
+            )
+    for name, value, least in (("epochs", epochs, 1), ("fine_tune", fine_tune, 0), ("dense_epochs", dense_epochs, 0)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
+    if not 0.0 < smallest < 1.0:
+        raise ConfigError(f"smallest must be between 0 and 1, got {smallest}")
+
+
+def _check_drop(wishes: dict[str, float], dense: Smaller) -> None:
+    """A drop of one point means nothing to a score that is a fraction."""
+    drop = wishes.get("max_drop")
+    if drop is not None and 0.0 <= dense.score <= 1.0 and drop >= max(dense.score, 0.5):
+        raise ConfigError(
+            f"validate returned {dense.score:.4g}, so max_drop={drop:g} would allow anything; give it in the same units, "
+            f"{drop / 100:g} for {drop:g} hundredths, say"
+        )
+
+
+def _length(loader: Iterable[Any]) -> int:
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(
+            "train_loader must know its length (len), as the schedule is counted in steps; a DataLoader over a sized "
+            "data set or a list of batches does"
+        ) from None
+    if length < 1:
+        raise ConfigError("train_loader is empty")
+    return length
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,85 @@
+"""Training on a loader's batches, for any network."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.errors import DataError
+from pared.methods.session import Session
+from pared.surgery.trace import arguments
+
+#: Takes what the network gives and the targets; returns a scalar.
+Loss = Callable[[Any, Any], Tensor]
+
+
+def train_on(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: Iterable[Any],
+    loss: Loss,
+    *,
+    session: Session | None = None,
+    after_step: Callable[[], object] | None = None,
+) -> float:
+    """Train one epoch on the pairs (x, y) of `loader` and return the mean task loss, penalty not included.
+
+    x is what the network takes: a tensor, a sequence of arguments, or a mapping of keyword arguments. Batches go to the
+    device of the network.
+
+    Raises:
+        DataError: a batch is no pair, or there is none.
+    """
+    model.train()
+    device = next(model.parameters()).device
+    total, count = torch.zeros((), device=device), 0
+    for batch in loader:
+        x, y = pair(batch, device)
+        value = loss(call(model, x), y)
+        (value if session is None else value + session.penalty()).backward()
+        optimizer.step()  # a session follows
+        optimizer.zero_grad()
+        total += value.detach()
+        count += 1
+        if after_step is not None:
+            after_step()
+    if not count:
+        raise DataError("the training loader gave no batch; give one that can be gone through again and again")
+    return float(total) / count
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """Return what `model` gives for one batch."""
+    args, kwargs = arguments(x)
+    return model(*args, **kwargs)
+
+
+def pair(batch: Any, device: torch.device) -> tuple[Any, Any]:
+    """Return a batch's inputs and targets on `device`.
+
+    Raises:
+        DataError: it is no pair.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise DataError(f"the training loader must give pairs (x, y); got {type(batch).__name__}")
+    return moved(batch[0], device), moved(batch[1], device)
+
+
+def moved(item: Any, device: torch.device) -> Any:
+    """Return `item`, its tensors on `device`."""
+    if isinstance(item, Tensor):
+        return item.to(device)
+    if isinstance(item, Mapping):
+        return {key: moved(value, device) for key, value in item.items()}
+    return type(item)(moved(value, device) for value in item) if isinstance(item, list | tuple) else item
+
+
+def first_rows(item: Any, rows: int) -> Any:
+    """Return `item`, its tensors cut to their first `rows` rows."""
+    if isinstance(item, Tensor):
+        return item[:rows] if item.ndim else item
+    if isinstance(item, Mapping):
+        return {key: first_rows(value, rows) for key, value in item.items()}
+    return type(item)(first_rows(value, rows) for value in item) if isinstance(item, list | tuple) else item

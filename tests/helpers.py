@@ -24,7 +24,7 @@ def images(rows: int = 256, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two classes of noisy images (n, 2, 6, 6), told apart by where they are bright."""
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(rows, 2, 6, 6, generator=generator), torch.arange(rows) % 2
-    x[:, 0, :3] += y.view(-1, 1, 1)
+    x[:, 0, :3] += 0.4 * y.view(-1, 1, 1)
     return x, y
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,65 +22,10 @@ from pared.methods.strengths import TowardSize
 from pared.train.batches import Loss, call, first_rows, pair, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
+from pared.train.shrunk import Shrunk, Smaller, candidates, check_drop, choose, front
 
-#: Size classes per factor of ten, of which one network each is fine-tuned.
-PER_DECADE = 6
 #: A network that has hardly shrunk is no point of the front: the one it began as stands for its size.
 SHRUNK = 0.9
-
-
-@dataclass(eq=False)
-class Smaller:
-    """A network on the way down: what it costs, for one row, and its validation score, larger being better.
-
-    `epoch` is when it was taken from the shrinking run, `strength` the pressure then.
-    """
-
-    model: nn.Module
-    params: int
-    macs: int
-    latency_us: float
-    score: float
-    epoch: int = -1
-    strength: float = 0.0
-
-    @property
-    def rank(self) -> float:
-        """The score, a score that is no number being the worst."""
-        return -math.inf if math.isnan(self.score) else self.score
-
-
-@dataclass(eq=False)
-class Shrunk:
-    """What came out of `pared.shrink`.
-
-    `model` is the plain network that was chosen, `because` says why; `front` has one of every size that no smaller one
-    equals, largest first; `dense` is the reference. `events` says what died when.
-    """
-
-    chosen: Smaller
-    because: str
-    front: list[Smaller]
-    dense: Smaller
-    events: list[Event]
-    seconds: dict[str, float]
-    interrupted: bool = False
-
-    @property
-    def model(self) -> nn.Module:
-        """The chosen network."""
-        return self.chosen.model
-
-    def __str__(self) -> str:
-        lines = [f"{'':<7}{'params':>14}{'smaller':>9}{'MACs':>16}{'1 row':>12}{'validation':>12}"]
-        for point in (self.dense, *self.front):
-            name = "dense" if point is self.dense else "chosen" if point is self.chosen else ""
-            smaller = f"{self.dense.params / point.params:.1f}x"
-            lines.append(
-                f"{name:<7}{point.params:>14,}{smaller:>9}{point.macs:>16,}{point.latency_us:>9.0f} µs{point.score:>12.6g}"
-            )
-        taken = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds.items())
-        return "\n".join([*lines, "", f"Chosen: {self.because}.", f"Seconds: {taken}."])
 
 
 def _adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -175,13 +120,15 @@ class _Run:
     def learn(self, wishes: dict[str, float]) -> Shrunk:
         device = next(self.start.parameters()).device
         self.example = pair(next(iter(self.loader)), device)[0]
+        session = self._bind()
+        self._check_size(session, wishes)
         self._claim()
         dense = self._timed("dense", self._dense)
-        _check_drop(wishes, dense)
+        check_drop(wishes, dense)
         snapshots: list[Smaller] = []
         points, interrupted = [dense], False
         try:
-            self._timed("shrink", lambda: self._shrink(snapshots))
+            self._timed("shrink", lambda: self._shrink(session, snapshots))
             kept = candidates([point for point in snapshots if point.params <= SHRUNK * dense.params])
             points = list(kept)
             self._timed("fine_tune", lambda: self._tune_all(points))
@@ -206,7 +153,7 @@ class _Run:
                 surgery.save(model, path)
         return self._judged(model)
 
-    def _shrink(self, snapshots: list[Smaller]) -> None:
+    def _bind(self) -> Session:
         model = copy.deepcopy(self.start)
         optimizer = self.optimizer(model.parameters())
         total = self.epochs * self.steps
@@ -215,6 +162,20 @@ class _Run:
         )
         session.on_event = self._tell
         self.events = session.events
+        return session
+
+    def _check_size(self, session: Session, wishes: dict[str, float]) -> None:
+        """Refuse, before any training, a size that this network cannot have."""
+        if wishes.get("max_params", math.inf) < session.least_params:
+            layers = ", ".join(session.skipped) or "none"
+            raise ConfigError(
+                f"max_params={wishes['max_params']:g} cannot be reached: with one unit left in every layer that can lose "
+                f"units this network has {session.least_params} parameters; layers that cannot are {layers} "
+                "(pared.add_switches says why)"
+            )
+
+    def _shrink(self, session: Session, snapshots: list[Smaller]) -> None:
+        model, optimizer = session.model, session.optimizer
         for epoch in range(self._resume(session, snapshots), self.epochs):
             began = time.perf_counter()
             loss = train_on(model, optimizer, self.loader, self.loss, session=session)
@@ -352,48 +313,6 @@ class _Run:
         return state["epoch"]
 
 
-def candidates(points: Sequence[Smaller]) -> list[Smaller]:
-    """Return the best-scored of each size class, largest first."""
-    best: dict[int, Smaller] = {}
-    for point in points:
-        size = math.floor(math.log10(max(1, point.params)) * PER_DECADE)
-        if size not in best or point.rank >= best[size].rank:
-            best[size] = point
-    return [best[size] for size in sorted(best, reverse=True)]
-
-
-def front(points: Iterable[Smaller]) -> list[Smaller]:
-    """Return the points that no smaller point equals in score, largest first."""
-    kept: list[Smaller] = []
-    for point in sorted(points, key=lambda p: (p.params, -p.rank)):
-        if not kept or point.rank > kept[-1].rank:
-            kept.append(point)
-    return kept[::-1]
-
-
-def choose(dense: Smaller, points: Sequence[Smaller], wishes: dict[str, float]) -> tuple[Smaller, str]:
-    """Return which point to take, and why; `points` are largest first and `wishes` name limits.
-
-    With no wish: the smallest that scores no less than the dense reference.
-    """
-    caps = {"max_params": ("params", "parameters"), "max_macs": ("macs", "multiply-accumulates a row")}
-    caps["max_latency"] = ("latency_us", "µs a row")
-    stated = [f"at most {wishes[name]:g} {unit}" for name, (_, unit) in caps.items() if name in wishes]
-    allowed = [
-        p for p in points if all(getattr(p, key) <= wishes.get(name, math.inf) for name, (key, _) in caps.items())
-    ]
-    if not allowed:
-        return points[-1], f"no network has {' and '.join(stated)}; this is the smallest there is"
-    if stated and "max_drop" not in wishes:
-        return max(allowed, key=lambda p: p.rank), f"the best on validation with {' and '.join(stated)}"
-    drop = wishes.get("max_drop", 0.0)
-    stated.append(f"at most {drop:g} below the dense reference on validation")
-    within = [point for point in allowed if point.rank >= dense.rank - drop]
-    if within:
-        return min(within, key=lambda p: p.params), f"the smallest with {' and '.join(stated)}"
-    return max(allowed, key=lambda p: p.rank), f"no network has {' and '.join(stated)}; this is the best on validation"
-
-
 def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs: int, smallest: float) -> None:
     for name, value in wishes.items():
         least = 0.0 if name == "max_drop" else math.ulp(0.0)
@@ -406,16 +325,6 @@ def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     if not 0.0 < smallest < 1.0:
         raise ConfigError(f"smallest must be between 0 and 1, got {smallest}")
-
-
-def _check_drop(wishes: dict[str, float], dense: Smaller) -> None:
-    """A drop of one point means nothing to a score that is a fraction."""
-    drop = wishes.get("max_drop")
-    if drop is not None and 0.0 <= dense.score <= 1.0 and drop >= max(dense.score, 0.5):
-        raise ConfigError(
-            f"validate returned {dense.score:.4g}, so max_drop={drop:g} would allow anything; give it in the same units, "
-            f"{drop / 100:g} for {drop:g} hundredths, say"
-        )
 
 
 def _length(loader: Iterable[Any]) -> int:

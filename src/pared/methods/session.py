@@ -1,6 +1,7 @@
 """The few hooks through which every method is driven, by our loop or a person's own."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -69,6 +70,7 @@ class Session:
         self.total_steps, self.features = total_steps, features
         self.costs, self.weights = costs, costs.weights(self.switches)
         self.params = self.start_params = self._count()
+        self.least_params = self._least()
         self.averaged: list[nn.Module] = []
         self.steps = 0
         self.events: list[Event] = []
@@ -143,13 +145,23 @@ class Session:
         if self.steps % self.every == 0:
             self.remove()
         if self.schedule is not None and self.total_steps is not None:
-            progress = Progress(self.steps / self.total_steps, 1 / self.total_steps, self.params, self.start_params)
+            done, step = self.steps / self.total_steps, 1 / self.total_steps
+            progress = Progress(done, step, self.params, self.start_params, self.least_params)
             self.strength = self.schedule.next(self.strength, progress)
 
     def _count(self) -> int:
         """The parameters of the network without its switches."""
         thetas = sum(switch.theta.numel() for switch in self.switches.values())
         return sum(p.numel() for p in self.model.parameters()) - thetas
+
+    def _least(self) -> int:
+        """What `_count` is when every switch has one factor left."""
+        keep = {self.graph.at(f"{name}.theta").name: [0] for name in self.switches}
+        shapes = {name: list(p.shape) for name, p in surgery.bare(self.model).named_parameters()}
+        for item in surgery.make_plan(self.graph, surgery.bare(self.model), keep, living="cut").gathers:
+            if item.tensor in shapes:
+                shapes[item.tensor][item.axis] = len(item.index)
+        return sum(map(math.prod, shapes.values())) - len(self.switches)
 
     def detach(self) -> None:
         """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""

@@ -9,12 +9,13 @@ from pared.errors import ConfigError
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: the fraction done, the fraction one step is, parameters now and at the start."""
+    """Where a run stands: the fraction done, the fraction one step is; parameters now, at the start, and at the least."""
 
     done: float
     step: float
     params: int
     start: int
+    least: int = 1
 
 
 class Strength(Protocol):
@@ -58,14 +59,16 @@ class Geometric:
 class TowardSize:
     """Drive the network to `params` parameters by the fraction `by` of the run, the logarithm of its size in a straight line.
 
-    Each step multiplies the strength by exp(`gain` · log(size / planned size) · fraction of the run), the error clamped
-    to ±1: integral control. What has died does not come back, so a network below the line waits for it.
+    Each step multiplies the strength by exp(`gain` · e / `width` · fraction of the run), where e is how far the size is
+    behind the line, as a share of the whole way, clamped to ±`width`: integral control. What has died does not come
+    back, so a network below the line waits for it.
 
     Args:
-        params: parameters to reach, >= 1.
+        params: parameters to reach, >= 1; fewer than are left with one unit a layer cannot be, and are not asked for.
         start: the first strength, > 0; a wrong guess costs the time to correct it.
         by: when to be there, in (0, 1]; the rest of the run is spent near that size.
-        gain: how hard errors are answered, > 0.
+        gain: logarithm of the factor that the strength could move by in a whole run, > 0.
+        width: the share of the way that the size may be behind before the strength moves as fast as it can, > 0.
 
     Source: ours; the paper searches over strengths instead.
     """
@@ -74,6 +77,7 @@ class TowardSize:
     start: float = 1e-3
     by: float = 0.9
     gain: float = 12.0
+    width: float = 0.2
 
     def __post_init__(self) -> None:
         if self.params < 1:
@@ -82,15 +86,21 @@ class TowardSize:
             raise ConfigError(f"start must be above 0 and finite, got {self.start}")
         if not 0.0 < self.by <= 1.0:
             raise ConfigError(f"by must be in (0, 1], got {self.by}")
-        if not 0.0 < self.gain < math.inf:
-            raise ConfigError(f"gain must be above 0 and finite, got {self.gain}")
+        for name in ("gain", "width"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
 
     def planned(self, progress: Progress) -> float:
         """Return the parameters planned for this moment."""
-        way = min(1.0, progress.done / self.by)
-        return progress.start * (self.params / progress.start) ** way
+        return progress.start * (self._goal(progress) / progress.start) ** min(1.0, progress.done / self.by)
 
     def next(self, strength: float, progress: Progress) -> float:
         """Return the strength moved by the error of size."""
-        error = math.log(progress.params / self.planned(progress))
-        return strength * math.exp(self.gain * max(-1.0, min(1.0, error)) * progress.step)
+        way = math.log(progress.start / self._goal(progress))
+        if way <= 0.0:
+            return strength
+        behind = math.log(progress.params / self.planned(progress)) / way
+        return strength * math.exp(self.gain * max(-1.0, min(1.0, behind / self.width)) * progress.step)
+
+    def _goal(self, progress: Progress) -> int:
+        return max(self.params, progress.least)

@@ -15,6 +15,7 @@ import pared
 from helpers import Branched, branched, images
 from pared.errors import ConfigError, DataError, RunError, SurgeryError
 from pared.methods import Geometric, Shrink
+from pared.train.batches import recalibrate
 from pared.train.context import Observer
 from pared.train.shrunk import Shrunk, Smaller, candidates, choose, front
 
@@ -73,7 +74,7 @@ def test_the_front_falls_in_size_and_score_and_its_networks_are_plain() -> None:
 
 
 def test_a_cap_on_parameters_is_reached_and_kept() -> None:
-    result = shrunk(max_params=450)
+    result = shrunk(max_params=450, epochs=40)
     assert result.chosen.params <= 450
     assert result.because == "the best on validation with at most 450 parameters"
 
@@ -129,6 +130,17 @@ def test_an_interrupt_keeps_what_there_is() -> None:
 
 def _interrupt(record: dict[str, Any]) -> None:
     raise KeyboardInterrupt
+
+
+def test_recalibrated_norms_have_the_statistics_of_the_data() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False))
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * 5 + 2
+    recalibrate(net, [(part, None) for part in x.split(16)], batches=4)
+    norm = net.get_submodule("0")
+    assert isinstance(norm, nn.BatchNorm1d)
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([part.var(0) for part in x.split(16)]).mean(0))
+    assert norm.momentum == 0.1
 
 
 def test_mappings_and_tuples_are_inputs_too() -> None:

@@ -19,7 +19,7 @@ from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Session, Shrink
 from pared.methods.strengths import TowardSize
-from pared.train.batches import Loss, call, first_rows, pair, train_on
+from pared.train.batches import Loss, call, first_rows, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
 from pared.train.shrunk import Shrunk, Smaller, candidates, check_drop, choose, front
@@ -179,7 +179,9 @@ class _Run:
         for epoch in range(self._resume(session, snapshots), self.epochs):
             began = time.perf_counter()
             loss = train_on(model, optimizer, self.loader, self.loss, session=session)
-            point = self._judged(session.realize(), epoch, session.strength)
+            small = session.realize()
+            recalibrate(small, self.loader)
+            point = self._judged(small, epoch, session.strength)
             snapshots.append(point)
             self.observer.epoch(
                 {

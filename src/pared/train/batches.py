@@ -1,6 +1,7 @@
 """Training on a loader's batches, for any network."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -48,6 +49,26 @@ def train_on(
     if not count:
         raise DataError("the training loader gave no batch; give one that can be gone through again and again")
     return float(total) / count
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int = 30) -> None:
+    """Take the running statistics of batch norms anew, as plain means over the first `batches` of `loader`.
+
+    They lag behind when factors and weights move fast, so that a network is judged by others than it was trained with.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    if not norms:
+        return
+    device, momenta = next(model.parameters()).device, [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain mean
+    model.train()
+    for batch in islice(loader, batches):
+        call(model, pair(batch, device)[0])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def call(model: nn.Module, x: Any) -> Any:

@@ -22,7 +22,7 @@ from pared.methods.strengths import TowardSize
 from pared.train.batches import Loss, call, first_rows, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
-from pared.train.shrunk import Shrunk, Smaller, candidates, check_drop, choose, front
+from pared.train.shrunk import Shrunk, Smaller, candidates, check_drop, choose, fits, front
 
 #: A network that has hardly shrunk is no point of the front: the one it began as stands for its size.
 SHRUNK = 0.9
@@ -68,13 +68,13 @@ def shrink(
         max_latency: choose among those of at most so many microseconds for one row, on one thread.
         loss: takes the network's result and y, returns a scalar.
         optimizer: makes one of parameters; once for shrinking, once for each network that is trained on.
-        epochs: of the shrinking run.
+        epochs: of the shrinking run, which goes on for up to twice as many while the network does not fit yet.
         fine_tune: epochs that each chosen size is trained on for.
         dense_epochs: train a copy for so many epochs first, without pressure, which then is the dense reference; with 0
             that is `model` as it is, so a network that is not trained yet needs it.
         smallest: the share of the parameters at which the run ends; `max_params` ends it there.
-        method: what presses and kills; driven to the smallest size, with switches five times as fast as weights, when
-            None.
+        method: what presses and kills; when None, driven to the smallest size, the switches' learning rate such that
+            Adam could bring one from 1 to 0 in a twentieth of the run, but 1 to 50 times the weights'.
         folder: where every epoch is saved. The same call goes on from there, bit-equally on a CPU if the loader draws
             from a generator of its own and the network draws nothing.
         observer: told of every epoch, every removal and every phase.
@@ -91,7 +91,7 @@ def shrink(
     if method is None:
         least = max(1, round(smallest * parameters(start))) if max_params is None else max_params
         goal = max(1, round(0.8 * least)) if max_params is not None else least
-        method = Shrink(TowardSize(goal), every=max(1, steps // 4), lr_scale=5.0)
+        method = Shrink(TowardSize(goal), every=max(1, steps // 4), lr_scale=_lr_scale(optimizer, epochs * steps))
     run = _Run(start, train_loader, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs, steps)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
@@ -128,13 +128,13 @@ class _Run:
         snapshots: list[Smaller] = []
         points, interrupted = [dense], False
         try:
-            self._timed("shrink", lambda: self._shrink(session, snapshots))
-            kept = candidates([point for point in snapshots if point.params <= SHRUNK * dense.params])
+            self._timed("shrink", lambda: self._shrink(session, snapshots, wishes))
+            kept = candidates([point for point in snapshots if point.params <= SHRUNK * dense.params], wishes)
             points = list(kept)
             self._timed("fine_tune", lambda: self._tune_all(points))
         except KeyboardInterrupt:
             interrupted = True
-            points = points if points != [dense] else candidates(snapshots)
+            points = points if points != [dense] else candidates(snapshots, wishes)
             self.observer.note("interrupted: keeping what there is")
         found = front(points) or [dense]
         chosen, because = choose(dense, found, wishes)
@@ -174,9 +174,12 @@ class _Run:
                 "(pared.add_switches says why)"
             )
 
-    def _shrink(self, session: Session, snapshots: list[Smaller]) -> None:
+    def _shrink(self, session: Session, snapshots: list[Smaller], wishes: dict[str, float]) -> None:
+        """Fill `snapshots`, one an epoch; go on for up to as many epochs more while nothing fits the wishes."""
         model, optimizer = session.model, session.optimizer
-        for epoch in range(self._resume(session, snapshots), self.epochs):
+        for epoch in range(self._resume(session, snapshots), 2 * self.epochs):
+            if epoch >= self.epochs and fits(snapshots[-1], wishes):
+                break
             began = time.perf_counter()
             loss = train_on(model, optimizer, self.loader, self.loss, session=session)
             small = session.realize()
@@ -263,11 +266,11 @@ class _Run:
         for part in ("snapshots", "tuned"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         mine = {
-            "method": repr(self.method),
             "epochs": self.epochs,
             "fine_tune": self.fine_tune,
             "dense_epochs": self.dense_epochs,
             "steps": self.steps,
+            "method": repr(self.method),
             "shapes": [[name, list(tensor.shape)] for name, tensor in self.start.state_dict().items()],
         }
         path = self.folder / "run.safetensors"
@@ -327,6 +330,11 @@ def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     if not 0.0 < smallest < 1.0:
         raise ConfigError(f"smallest must be between 0 and 1, got {smallest}")
+
+
+def _lr_scale(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], steps: int) -> float:
+    lr = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr", 1.0)
+    return min(50.0, max(1.0, 20.0 / (float(lr) * steps)))
 
 
 def _length(loader: Iterable[Any]) -> int:

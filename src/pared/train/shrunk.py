@@ -1,7 +1,7 @@
 """What `pared.shrink` returns: networks on the way down, the front of them, and the one that was asked for."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +11,12 @@ from pared.methods import Event
 
 #: Size classes per factor of ten, of which one network each is fine-tuned.
 PER_DECADE = 6
+#: What may be capped: the wish, what it limits, and in what.
+CAPS = {
+    "max_params": ("params", "parameters"),
+    "max_macs": ("macs", "multiply-accumulates a row"),
+    "max_latency": ("latency_us", "µs a row"),
+}
 
 
 @dataclass(eq=False)
@@ -57,7 +63,7 @@ class Shrunk:
 
     def __str__(self) -> str:
         lines = [f"{'':<7}{'params':>14}{'smaller':>9}{'MACs':>16}{'1 row':>12}{'validation':>12}"]
-        for point in (self.dense, *self.front):
+        for point in (self.dense, *(point for point in self.front if point is not self.dense)):
             name = "dense" if point is self.dense else "chosen" if point is self.chosen else ""
             smaller = f"{self.dense.params / point.params:.1f}x"
             lines.append(
@@ -67,14 +73,19 @@ class Shrunk:
         return "\n".join([*lines, "", f"Chosen: {self.because}.", f"Seconds: {taken}."])
 
 
-def candidates(points: Sequence[Smaller]) -> list[Smaller]:
-    """Return the best-scored of each size class, largest first."""
-    best: dict[int, Smaller] = {}
+def fits(point: Smaller, wishes: Mapping[str, float]) -> bool:
+    """Whether a point costs no more than `wishes` allow."""
+    return all(getattr(point, key) <= wishes.get(name, math.inf) for name, (key, _) in CAPS.items())
+
+
+def candidates(points: Sequence[Smaller], wishes: Mapping[str, float]) -> list[Smaller]:
+    """Return the best-scored of each size class, largest first; those that fit the wishes are classes of their own."""
+    best: dict[tuple[int, bool], Smaller] = {}
     for point in points:
-        size = math.floor(math.log10(max(1, point.params)) * PER_DECADE)
+        size = math.floor(math.log10(max(1, point.params)) * PER_DECADE), not fits(point, wishes)
         if size not in best or point.rank >= best[size].rank:
             best[size] = point
-    return [best[size] for size in sorted(best, reverse=True)]
+    return sorted(best.values(), key=lambda point: -point.params)
 
 
 def front(points: Iterable[Smaller]) -> list[Smaller]:
@@ -86,17 +97,13 @@ def front(points: Iterable[Smaller]) -> list[Smaller]:
     return kept[::-1]
 
 
-def choose(dense: Smaller, points: Sequence[Smaller], wishes: dict[str, float]) -> tuple[Smaller, str]:
+def choose(dense: Smaller, points: Sequence[Smaller], wishes: Mapping[str, float]) -> tuple[Smaller, str]:
     """Return which point to take, and why; `points` are largest first and `wishes` name limits.
 
     With no wish: the smallest that scores no less than the dense reference.
     """
-    caps = {"max_params": ("params", "parameters"), "max_macs": ("macs", "multiply-accumulates a row")}
-    caps["max_latency"] = ("latency_us", "µs a row")
-    stated = [f"at most {wishes[name]:g} {unit}" for name, (_, unit) in caps.items() if name in wishes]
-    allowed = [
-        p for p in points if all(getattr(p, key) <= wishes.get(name, math.inf) for name, (key, _) in caps.items())
-    ]
+    stated = [f"at most {wishes[name]:g} {unit}" for name, (_, unit) in CAPS.items() if name in wishes]
+    allowed = [point for point in points if fits(point, wishes)]
     if not allowed:
         return points[
             -1
@@ -111,7 +118,7 @@ def choose(dense: Smaller, points: Sequence[Smaller], wishes: dict[str, float]) 
     return max(allowed, key=lambda p: p.rank), f"no network has {' and '.join(stated)}; this is the best on validation"
 
 
-def check_drop(wishes: dict[str, float], dense: Smaller) -> None:
+def check_drop(wishes: Mapping[str, float], dense: Smaller) -> None:
     """A drop of one point means nothing to a score that is a fraction."""
     drop = wishes.get("max_drop")
     if drop is not None and 0.0 <= dense.score <= 1.0 and drop >= max(dense.score, 0.5):

@@ -116,6 +116,8 @@ class _Run:
     folder: Path | None = None
     events: list[Event] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    strengths: list[float] = field(default_factory=list)
+    example: Any = None
 
     def learn(self, wishes: dict[str, float]) -> Shrunk:
         device = next(self.start.parameters()).device
@@ -293,15 +295,15 @@ class _Run:
         state = {
             "session": session.state_dict(),
             "epoch": point.epoch + 1,
-            "strengths": [*self._strengths, point.strength],
+            "strengths": [*self.strengths, point.strength],
             "generator": None if generator is None else generator.get_state(),
         }
-        self._strengths = state["strengths"]
+        self.strengths = state["strengths"]
         save_state(self.folder / "shrink.safetensors", state)
 
     def _resume(self, session: Session, snapshots: list[Smaller]) -> int:
         """Fill the session and the snapshots with what is saved; return the epoch to go on with."""
-        self._strengths: list[float] = []
+        self.strengths = []
         path = self._path("shrink")
         if path is None or not path.exists():
             return 0
@@ -310,8 +312,8 @@ class _Run:
         generator = getattr(self.loader, "generator", None)
         if generator is not None and state["generator"] is not None:
             generator.set_state(state["generator"])
-        self._strengths = list(state["strengths"])
-        for epoch, strength in enumerate(self._strengths):
+        self.strengths = list(state["strengths"])
+        for epoch, strength in enumerate(self.strengths):
             model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{epoch:04d}") or "")
             snapshots.append(self._judged(model, epoch, strength))
         self.observer.note(f"going on after epoch {state['epoch']}")

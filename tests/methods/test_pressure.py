@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pared
 from helpers import branched, images, network, task
-from networks import mobilenet, resnet50
+from networks import mobilenet
+from pared import surgery
 from pared.errors import ConfigError
 from pared.methods import Geometric, Shrink, SignChange, SignVariance, Threshold, TowardSize
 from pared.methods.costs import Costs
 from pared.methods.strengths import Progress
 from pared.nn import Switch
 from pared.penalties import l1
-from pared.surgery import graph as graph_of
 
 
 @given(st.lists(st.lists(st.sampled_from([-1.5, -0.5, 0.0, 0.5, 2.0]), min_size=3, max_size=3), max_size=12))
@@ -54,7 +54,7 @@ def test_the_threshold_kills_what_is_small_and_spares_the_largest() -> None:
         Threshold(0.0)
 
 
-@given(st.floats(0.01, 3.0), st.floats(0.01, 3.0), st.integers(0, 99))
+@pytest.mark.parametrize(("strength", "second", "seed"), [(0.3, 0.7, 0), (2.5, 0.02, 1), (0.01, 3.0, 2)])
 def test_eliminating_the_scale_leaves_the_reduced_penalty(strength: float, second: float, seed: int) -> None:
     """Methods page, errata: the infimum over factors of the whole penalty, the product column being held."""
     column = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -115,28 +115,25 @@ def test_weights_have_mean_one_and_follow_what_is_left(cost: Any) -> None:
 
 
 def test_costs_are_what_leaves_with_a_unit() -> None:
-    for net, x in (
-        (mobilenet(4, 5), torch.zeros(1, 3, 32, 32)),
-        (resnet50(2, 5), torch.zeros(1, 3, 32, 32)),
-        (branched(), images(1)[0]),
-    ):
+    for net, x in ((mobilenet(4, 5), torch.zeros(1, 3, 32, 32)), (branched(), images(1)[0])):
         net.eval()
         placed = pared.add_switches(net, x)
         for cost in ("parameters", "macs"):
             weights = Costs(cost, net, placed.graph, x).weights(placed.switches)  # pyright: ignore[reportArgumentType]
             spent = {}
-            for name in list(placed.switches)[:6]:
-                twin_net, twin = _twin(net, x)
-                pared.remove(twin_net, {twin.at(f"{name}.theta").name: [0]}, graph=twin, living="cut")
-                spent[name] = _counted(cost, net, x) - _counted(cost, twin_net, x)
+            for name in list(placed.switches)[:3]:
+                twin = copy.deepcopy(net)
+                surgery.apply(surgery.make_plan(placed.graph, twin, keep(placed.graph, name), living="cut"), twin)
+                spent[name] = _counted(cost, net, x) - _counted(cost, twin, x)
             first = next(iter(spent))
             for name, value in spent.items():
                 assert weights[name] / weights[first] == pytest.approx(value / spent[first], rel=1e-6)
 
 
-def _twin(net: nn.Module, x: torch.Tensor) -> tuple[nn.Module, Any]:
-    twin = copy.deepcopy(net)
-    return twin, graph_of(twin, x)
+def keep(graph: surgery.Graph, name: str) -> dict[str, range]:
+    """All factors of a switch but the first."""
+    space = graph.at(f"{name}.theta")
+    return {space.name: range(1, space.size)}
 
 
 def _counted(cost: str, net: nn.Module, x: torch.Tensor) -> int:

@@ -17,11 +17,11 @@ from sklearn.datasets import load_digits
 
 from pared.measure.latency import threads
 from pared.methods import Session, Shrink
+from pared.methods.strengths import Geometric
 from pared.models import mlp
 from pared.train.arrays import Arrays, predict
 from pared.train.checkpoint import generator_for
 from pared.train.loop import adam, train_epoch
-from pared.train.path import Geometric
 from pared.train.settings import Settings
 
 BAR, POINTS = 0.6, 0.5

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
 from pared import surgery
 from pared.errors import ConfigError, RunError
@@ -97,8 +96,8 @@ class Session:
         Raises:
             ConfigError: its tensors have other names or shapes than the bound model's.
         """
-        module = averaged.module if isinstance(averaged, AveragedModel) else averaged
-        mine, other = self.model.state_dict(), module.state_dict()
+        module = surgery.bare(averaged)
+        mine, other = surgery.bare(self.model).state_dict(), module.state_dict()
         for name in mine.keys() | other.keys():
             if name not in mine or name not in other or mine[name].shape != other[name].shape:
                 raise ConfigError(

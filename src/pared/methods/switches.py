@@ -62,26 +62,23 @@ def add_switches(
         for place in places:
             _wrap(model, place, init, generator)
         graph = surgery.graph(model, example) if places else before
-        refused = refusals(graph, model, [f"{place.anchor}.switch" for place in places])
-        if refused:
-            for place in places:
-                reason = refused.get(f"{place.anchor}.switch")
-                if reason is not None:
-                    skipped[place.layer] = reason.replace(".layer'", "'")  # under the names it has without switches
-                    _unwrap(model, place.anchor)
-            graph = surgery.graph(model, example)
+        chosen = _chosen(graph, model, places, skipped)
+        for place in places:
+            if place not in chosen:
+                _unwrap(model, place.anchor)
+        graph = surgery.graph(model, example) if len(chosen) < len(places) else graph
         found = switches_of(model)
         if not found:
             raise SurgeryError(
                 "no layer of the network can lose units, so there is nothing to shrink: "
                 + ("; ".join(f"{layer}: {reason}" for layer, reason in skipped.items()) or "it has no layers")
             )
-    mine = {f"{place.anchor}.switch": place.layer for place in places if f"{place.anchor}.switch" in found}
+    mine = {place.switch: place.layer for place in chosen}
     layers = dict(mine)
     for name in found:
         space = space_of(graph, name)
         layers.setdefault(name, space.name if space else name)
-    return Switches(found, layers, _told(skipped, before, {before.find(layer).name for layer in mine.values()}), graph)
+    return Switches(found, layers, _told(skipped, before, {place.space for place in chosen}), graph)
 
 
 def switches_of(model: nn.Module) -> dict[str, Switch]:
@@ -90,28 +87,13 @@ def switches_of(model: nn.Module) -> dict[str, Switch]:
 
 
 def refusals(graph: Graph, model: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Return why each of the switches `names` cannot lose a factor that is off, for those that cannot.
-
-    Tried on a copy whose weights are in general position: a shift that happens to be 0 now will be learned.
-    """
-    found: dict[str, str] = {}
-    spaces: dict[str, Space] = {}
-    for name in names:
-        space = space_of(graph, name)
-        if space is None or space.fixed is not None:
-            found[name] = space.fixed if space and space.fixed else "its factors are made of several spaces"
-        else:
-            spaces[name] = space
-    if not spaces:
-        return found
-    twin = _in_general_position(model)
-    for name in spaces:
-        switch = twin.get_submodule(name)
-        assert isinstance(switch, Switch)
-        switch.theta.data[0], switch.alive[0] = 0.0, False
-    if _refusal(graph, twin, list(spaces.values())) is None:
-        return found
-    return found | {name: reason for name in spaces if (reason := _refusal(graph, twin, [spaces[name]])) is not None}
+    """Return why each of the switches `names` cannot lose a factor that is off, for those that cannot."""
+    if not names:
+        return {}
+    trial = _Trial(graph, model)
+    if trial.refusal(names) is None:
+        return {}
+    return {name: reason for name in names if (reason := trial.refusal([name])) is not None}
 
 
 def space_of(graph: Graph, switch: str) -> Space | None:
@@ -137,12 +119,18 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Place:
-    """A layer, the module behind which its switch goes, and the axis of its units from the end."""
+    """A layer, the module behind which its switch goes, the space of its units, and their axis from the end."""
 
     layer: str
     anchor: str
+    space: str
     units: int
     dim: int
+
+    @property
+    def switch(self) -> str:
+        """The name of the switch there."""
+        return f"{self.anchor}.switch"
 
 
 def _places(graph: Graph, model: nn.Module) -> tuple[list[_Place], dict[str, str]]:
@@ -166,7 +154,7 @@ def _places(graph: Graph, model: nn.Module) -> tuple[list[_Place], dict[str, str
         if axis is None:
             skipped[layer] = "several of its units die together"
             continue
-        places.append(_Place(layer, anchor, space.size, axis - len(step.out.dims)))
+        places.append(_Place(layer, anchor, space.name, space.size, axis - len(step.out.dims)))
     return places, skipped
 
 
@@ -174,8 +162,6 @@ def _reason(graph: Graph, model: nn.Module, space: Space, layer: str) -> str | N
     """Why a layer gets no switch, if so."""
     if space.fixed is not None:
         return space.fixed
-    if layer != space.layers[-1]:
-        return "it is not the last to make its units"
     names = [name for name, module in model.named_modules(remove_duplicate=False) if _is(module, model, layer)]
     if len(names) > 1 or len(_own_steps(graph, layer)) != 1:
         return "it is used more than once"
@@ -235,13 +221,54 @@ def _in_general_position(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _refusal(graph: Graph, twin: nn.Module, spaces: Sequence[Space]) -> str | None:
-    keep = {space.name: range(1, space.size) for space in spaces}
-    try:
-        surgery.make_plan(graph, twin, keep)
-    except SurgeryError as error:
-        return str(error)
-    return None
+class _Trial:
+    """Plan removals on a copy whose weights are in general position: a shift that happens to be 0 now will be learned."""
+
+    def __init__(self, graph: Graph, model: nn.Module) -> None:
+        self.graph, self.twin = graph, _in_general_position(model)
+
+    @torch.no_grad()
+    def refusal(self, names: Sequence[str]) -> str | None:
+        """Return why the first factors of the switches `names`, being off, cannot be removed together, if so."""
+        keep: dict[str, range] = {}
+        thetas = []
+        for name in names:
+            space = space_of(self.graph, name)
+            if space is None or space.fixed is not None:
+                return space.fixed if space and space.fixed else "its factors are made of several spaces"
+            keep[space.name] = range(1, space.size)
+            thetas.append(self.twin.get_parameter(f"{name}.theta"))
+        before = [theta[0].item() for theta in thetas]
+        try:
+            for theta in thetas:
+                theta[0] = 0.0
+            surgery.make_plan(self.graph, self.twin, keep)
+        except SurgeryError as error:
+            return str(error)
+        finally:
+            for theta, value in zip(thetas, before, strict=True):
+                theta[0] = value
+        return None
+
+
+def _chosen(graph: Graph, model: nn.Module, places: Sequence[_Place], skipped: dict[str, str]) -> list[_Place]:
+    """One place a space: the last of its layers from which a switch can silence it; the others' reasons go to `skipped`."""
+    spaces: dict[str, list[_Place]] = {}
+    for place in places:
+        spaces.setdefault(place.space, []).insert(0, place)
+    trial = _Trial(graph, model) if places else None
+    chosen = [candidates[0] for candidates in spaces.values()]
+    if trial is None or trial.refusal([place.switch for place in chosen]) is None:
+        return chosen
+    chosen = []
+    for candidates in spaces.values():
+        for place in candidates:
+            reason = trial.refusal([place.switch])
+            if reason is None:
+                chosen.append(place)
+                break
+            skipped[place.layer] = reason.replace(".layer'", "'")  # under the names it has without switches
+    return chosen
 
 
 def _told(skipped: Mapping[str, str], graph: Graph, switched: set[str]) -> dict[str, str]:

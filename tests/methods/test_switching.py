@@ -96,6 +96,38 @@ def test_a_constant_that_no_bias_can_hold_is_the_reason() -> None:
     assert isinstance(net[2], Switched)
 
 
+class Excited(nn.Module):
+    """A convolution whose channels are scaled by what they are on average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        scale = self.up(self.down(x.mean((2, 3))).relu()).sigmoid()
+        return self.head((x * scale[:, :, None, None]).mean((2, 3)))
+
+
+def test_of_the_layers_that_make_units_together_the_one_that_silences_them_is_switched() -> None:
+    net = Excited().double().eval()
+    placed = pared.add_switches(net, IMAGE)
+    assert placed.layers == {
+        "norm.switch": "conv",
+        "down.switch": "down",
+    }  # behind `up` it would scale a sigmoid's input
+    assert set(placed.skipped) == {"head"}
+    switch = placed.switches["norm.switch"]
+    with torch.no_grad():
+        switch.theta[[1, 6]] = 0.0
+    before = net(IMAGE)
+    pared.remove(net, {"conv": [1, 6]}, graph=placed.graph)
+    assert (net.up.out_features, net.down.in_features, net.head.in_features) == (6, 6, 6)
+    torch.testing.assert_close(net(IMAGE), before, rtol=1e-10, atol=1e-10)
+
+
 def test_norms_between_layer_and_activation_are_switched_with_it() -> None:
     net, x = made("VGG-11")
     placed = pared.add_switches(net, x)

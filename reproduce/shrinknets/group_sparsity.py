@@ -175,7 +175,7 @@ def run_levels(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     train, held = order[: len(order) * 2 // 3], order[len(order) * 2 // 3 :]
     x, y = standardised(inputs[train], inputs[train]), standardised(targets[train], targets[train])
     x2, y2 = standardised(inputs[held], inputs[train]), standardised(targets[held], targets[train])
-    grid = [10 ** (exponent / 8) for exponent in range(-23, -10)]
+    grid = [10 ** (exponent / 20) for exponent in range(-54, -29)]
     ours = [shrink(x, y, strength, 10**-1.4, 10_000, seed=seed, die=True) for strength in grid]
     for level in LEVELS:
         sparse = [model for model in ours if model.sparsity >= level]

@@ -115,9 +115,12 @@ def run_front(images: Images, options: argparse.Namespace, out: Path) -> dict[st
 
 
 def run_static(images: Images, options: argparse.Namespace, number: int) -> dict[str, Any]:
-    """A network of fixed width, its factor drawn evenly on a logarithmic scale so that sizes cover the front."""
+    """A network of fixed width, its factor drawn evenly on a logarithmic scale so that sizes cover the front.
+
+    None is wider than half: above that the dense reference is what a front has to be compared with.
+    """
     generator = torch.Generator().manual_seed(1000 * options.seed + number)
-    width = math.exp(torch.empty(1).uniform_(math.log(0.07), 0.0, generator=generator).item())
+    width = math.exp(torch.empty(1).uniform_(math.log(0.07), math.log(0.5), generator=generator).item())
     model, began, epochs = network(number, width), time.perf_counter(), options.epochs + options.fine_tune
     optimizer, loader = torch.optim.Adam(model.parameters(), lr=LR), images.loader(number)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))

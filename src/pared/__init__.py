@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pared.methods import Shrink as Shrink
     from pared.methods import add_switches as add_switches
     from pared.run import Run as Run
+    from pared.searching import search as search
     from pared.shrinking import shrink as shrink
     from pared.surgery import declare as declare
     from pared.surgery import fold as fold
@@ -45,6 +46,7 @@ _PUBLIC = {
     "remove_blocks": "pared.surgery",
     "remove_ddp": "pared.surgery",
     "save": "pared.surgery",
+    "search": "pared.searching",
     "shrink": "pared.shrinking",
 }
 
@@ -66,6 +68,7 @@ __all__ = [
     "remove_blocks",
     "remove_ddp",
     "save",
+    "search",
     "shrink",
 ]
 

@@ -1,7 +1,5 @@
 """`pared.fit`: from a table to a run folder with the whole front."""
 
-import dataclasses
-import platform
 import shutil
 import tempfile
 import time
@@ -12,22 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pared._version import __version__
-from pared.data.problem import Problem, prepare
-from pared.data.source import Table, load_table
+from pared.data.problem import Problem
 from pared.data.task import Kind
-from pared.errors import ConfigError, DataError
 from pared.formats.document import Document, save_document
 from pared.formats.script import write_script
-from pared.measure.judge import Judge, arrays, choose, measure_point
+from pared.measure.judge import Judge, choose, measure_point
 from pared.measure.latency import threads
-from pared.measure.metrics import resolve_metric
 from pared.measure.references import fit_references
 from pared.measure.worth import column_records
+from pared.problems import Asked, ask, spoken, with_options
 from pared.run import Run, write_summary
-from pared.train.arrays import Arrays, balanced
 from pared.train.checkpoint import load_state
-from pared.train.context import Context, Observer
+from pared.train.context import Observer
 from pared.train.folder import RunFolder
 from pared.train.learner import Front, learn_front
 from pared.train.point import Point
@@ -77,49 +71,34 @@ def fit(
     Raises:
         ParedError: anything a person can mend, in one sentence; nothing is lost.
     """
-    settings = dataclasses.replace(settings or Settings(), **_checked(options))
-    dialect = {"header": header, "delimiter": delimiter, "decimal": decimal}
-    table = load_table(data, **dialect)
-    tested = load_table(test, **dialect) if test is not None else None
-    targets = _targets(target, table)
     began = time.perf_counter()
-    problem = prepare(table, targets, kind=task, test=tested, weights=weights, drop=drop, seed=settings.seed)
-    metric = resolve_metric(settings.metric, problem.task.kind)
-    _check_device(settings.device)
+    asked = ask(
+        data,
+        target,
+        test=test,
+        task=task,
+        weights=weights,
+        drop=drop,
+        settings=with_options(settings, options),
+        dialect={"header": header, "delimiter": delimiter, "decimal": decimal},
+        command=command or spoken("fit", data, target),
+    )
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="pared-"))
-    config = _config(table, tested, targets, problem, settings, weights, drop, command or _command(data, targets))
-    folder = RunFolder.claim(path, config, resume=resume)
+    folder = RunFolder.claim(path, asked.config, resume=resume)
     if resume and (path / "summary.json").exists():
         run = Run.open(path)
         if not run.summary["interrupted"]:
             return run
-    with threads(settings.threads):
-        return _learn(problem, Judge(problem.task, metric), settings, folder, observer or Observer(), config, began)
+    with threads(asked.settings.threads):
+        return _learn(asked, folder, observer or Observer(), began)
 
 
-def _learn(
-    problem: Problem,
-    judge: Judge,
-    settings: Settings,
-    folder: RunFolder,
-    observer: Observer,
-    config: dict[str, Any],
-    began: float,
-) -> Run:
+def _learn(asked: Asked, folder: RunFolder, observer: Observer, began: float) -> Run:
     """Train, measure, choose, write."""
+    problem, judge, settings, config = asked.problem, asked.judge, asked.settings, asked.config
     for warning in problem.warnings:
         observer.note(f"warning: {warning}")
-    context = Context(
-        _weighted(problem, settings),
-        arrays(problem.validation),
-        problem.task.outputs,
-        settings,
-        judge.score,
-        judge.baseline(problem.train, problem.validation),
-        problem.encoder.group_sizes(),
-        folder.checkpoints,
-        _recording(folder, observer, problem),
-    )
+    context = asked.context(folder.checkpoints, _recording(folder, observer, problem))
     reach = context.epochs * context.steps_per_epoch * settings.lr
     if settings.switch_init == "ones" and reach < 1.5:
         observer.note(
@@ -241,16 +220,6 @@ def _standard_error(problem: Problem, judge: Judge, front: Front) -> float:
     return (high - low) / (2 * 1.96)
 
 
-def _weighted(problem: Problem, settings: Settings) -> Arrays:
-    """Training rows with row weights times class weights, mean 1."""
-    rows = arrays(problem.train)
-    if settings.class_weights is None:
-        return rows
-    if problem.task.kind != "classification":
-        raise ConfigError("class_weights balance classes, and this is a regression; leave them out")
-    return balanced(rows, problem.task.outputs)
-
-
 def _recording(folder: RunFolder, observer: Observer, problem: Problem) -> Observer:
     names = [item.name for item in problem.encoder.inputs]
 
@@ -270,61 +239,6 @@ def _recording(folder: RunFolder, observer: Observer, problem: Problem) -> Obser
 def _finished_epochs(folder: RunFolder) -> dict[str, int]:
     paths = {phase: folder.checkpoints / f"{phase}.safetensors" for phase in ("dense", "shrink")}
     return {phase: int(load_state(path)["epoch"]) for phase, path in paths.items() if path.exists()}
-
-
-def _targets(target: str | Sequence[str] | None, table: Table) -> list[str]:
-    if target is None:
-        if table.target is None:
-            raise DataError(f"{table.source}: which column is to be predicted? name it with --target (target=…)")
-        return [table.target]
-    return [target] if isinstance(target, str) else list(target)
-
-
-def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    Settings.from_json(options)
-    return options
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu") from None
-
-
-def _command(data: Any, targets: Sequence[str]) -> str:
-    return f"pared.fit({data if isinstance(data, str | Path) else 'frame'!s}, target={', '.join(targets)})"
-
-
-def _config(
-    table: Table,
-    test: Table | None,
-    targets: Sequence[str],
-    problem: Problem,
-    settings: Settings,
-    weights: str | None,
-    drop: Sequence[str],
-    command: str,
-) -> dict[str, Any]:
-    data = {
-        "source": table.source,
-        "sha256": table.sha256,
-        "rows": len(table.frame),
-        "target": list(targets),
-        "task": problem.task.kind,
-        "test": test.source if test else None,
-        "test_sha256": test.sha256 if test else None,
-        "weights": weights,
-        "drop": list(drop),
-    }
-    versions = {
-        "pared": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(terse=True),
-    }
-    return {"command": command, "data": data, "settings": settings.to_json(), "versions": versions}
 
 
 def _about_data(problem: Problem, config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`pared fit`, `predict`, `report`, `show`. Nothing heavy is imported before a command runs: `--help` answers at once."""
+"""`pared fit`, `search`, `predict`, `report`, `show`; nothing heavy is imported first, so `--help` answers at once."""
 
 import json
 import sys
@@ -118,9 +118,8 @@ def fit(
         "threads": threads,
     }
     options = _from_file(config) | {key: value for key, value in given.items() if value is not None}
-    if task not in (None, "classification", "regression"):
-        raise ConfigError(f"--task must be classification or regression, got {task!r}")
-    folder = out or Path("runs") / Path(data.replace(":", "-")).name.split(".")[0]
+    _check_task(task)
+    folder = out or Path("runs") / _name(data)
     import torch
 
     from pared.cli.progress import Progress
@@ -151,6 +150,92 @@ def fit(
         typer.echo(run.table())
         typer.echo(f"\nreport: {run.folder / 'report.html'}")
     if run.summary.get("interrupted"):
+        raise typer.Exit(130)
+
+
+@app.command()
+def search(
+    data: Annotated[str, typer.Argument(help="A table, as for pared fit.")],
+    target: Annotated[
+        list[str] | None, typer.Option(help="The column to predict; several times to regress several.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The search's folder.  [default: searches/NAME]")] = None,
+    sampler: Annotated[str, typer.Option(help="random, tpe or hyperband.")] = "random",
+    over: Annotated[
+        str, typer.Option(help="widths of networks that keep them, or the strength of shrinking runs.")
+    ] = "widths",
+    trials: Annotated[int, typer.Option(help="Trials in the end.")] = 20,
+    jobs: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    least_width: Annotated[int, typer.Option(help="The narrowest layer drawn.")] = 20,
+    test: Annotated[str | None, typer.Option(help="A separate table to report on.")] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression, if the guess is wrong.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A column of row weights.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="A column to ignore; may be repeated.")] = None,
+    header: Annotated[bool, typer.Option(help="Whether the first line names the columns.")] = True,
+    delimiter: Annotated[str | None, typer.Option(help="What separates fields, if the guess is wrong.")] = None,
+    decimal: Annotated[str | None, typer.Option(help="The decimal mark, if the guess is wrong.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What chooses, as for pared fit.")] = None,
+    hidden: Annotated[
+        str | None, typer.Option(help="The widest widths, or those to start from.  [default: 500,500]")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial at most.  [default: 400]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
+    class_weights: Annotated[
+        str | None, typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of splits, draws and weights.  [default: 0]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …  [default: cpu]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of each process.  [default: 1]")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print search.json instead of the table.")] = False,
+) -> None:
+    """Train many networks one by one and print their front; the same command again goes on, or joins in."""
+    given = {
+        "metric": metric,
+        "hidden": _integers(hidden),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "class_weights": class_weights,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+    }
+    _check_task(task)
+    folder = out or Path("searches") / _name(data)
+    import torch
+
+    from pared.cli.progress import Progress
+    from pared.cli.words import command_line
+    from pared.searching import search as find
+
+    torch.set_flush_denormal(True)
+    with Progress(quiet=quiet or as_json) as progress:
+        found = find(
+            data,
+            target,
+            out=folder,
+            sampler=sampler,  # pyright: ignore[reportArgumentType]
+            over=over,  # pyright: ignore[reportArgumentType]
+            trials=trials,
+            jobs=jobs,
+            least_width=least_width,
+            test=test,
+            task=task,  # pyright: ignore[reportArgumentType]
+            weights=weights,
+            drop=drop or (),
+            observer=progress.observer(),
+            header=header,
+            delimiter=_escaped(delimiter),
+            decimal=decimal,
+            command=command_line(),
+            **{key: value for key, value in given.items() if value is not None},
+        )
+    if as_json:
+        typer.echo(json.dumps(found.summary, indent=1, ensure_ascii=False))
+    elif not quiet:
+        typer.echo(found.table())
+    if found.summary["interrupted"]:
+        typer.echo("pared: interrupted; the same command goes on", err=True)
         raise typer.Exit(130)
 
 
@@ -209,6 +294,16 @@ def show(
     typer.echo(json.dumps(opened.summary, indent=1, ensure_ascii=False) if as_json else opened.table())
 
 
+def _check_task(task: str | None) -> None:
+    if task not in (None, "classification", "regression"):
+        raise ConfigError(f"--task must be classification or regression, got {task!r}")
+
+
+def _name(data: str) -> str:
+    """What to call the folder of a run on `data`."""
+    return Path(data.replace(":", "-")).name.split(".")[0]
+
+
 def _from_file(path: Path | None) -> dict[str, Any]:
     import tomllib
 
@@ -250,7 +345,10 @@ def main() -> None:
         typer.echo(f"pared: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("pared: interrupted before anything was learned; add --resume to go on", err=True)
+        typer.echo(
+            "pared: interrupted before anything was learned; the same command goes on, pared fit with --resume",
+            err=True,
+        )
         sys.exit(130)
     except ModuleNotFoundError as error:
         typer.echo(f"pared: {error.name} is not installed; pip install 'pared[all]'", err=True)

@@ -1,0 +1,158 @@
+"""The journal of a search: which trials there are, whose they are, and which comes next; several processes may share it."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pared.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    import optuna
+
+#: How trials are drawn.
+Sampler = Literal["random", "tpe", "hyperband"]
+
+
+def check_sampler(sampler: str) -> None:
+    """Make sure that `sampler` is one of those known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if sampler not in get_args(Sampler):
+        raise ConfigError(f"sampler must be one of {', '.join(get_args(Sampler))}; got {sampler!r}")
+
+
+class Journal:
+    """Optuna's study in a file of JSON lines.
+
+    "random" and "tpe" look at size and score, "hyperband" at the score alone, as its early stopping knows one goal only;
+    it draws at random. Each trial has a place, 0 to `trials` - 1, on which alone its random numbers depend: a trial that
+    was cut off is done anew in its place by whoever comes next.
+    """
+
+    def __init__(self, path: Path, sampler: Sampler, seed: int, epochs: int) -> None:
+        optuna = _optuna()
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+        self.sampler, self.seed = sampler, seed
+        self.lock = JournalFileSymlinkLock(str(path.with_suffix(".asking")))
+        directions = ["maximize"] if sampler == "hyperband" else ["minimize", "maximize"]
+        pruner = optuna.pruners.HyperbandPruner(1, max(1, epochs)) if sampler == "hyperband" else None
+        try:
+            with quiet():
+                storage = JournalStorage(JournalFileBackend(str(path)))
+                self.study = optuna.create_study(
+                    storage=storage, study_name="search", directions=directions, pruner=pruner, load_if_exists=True
+                )
+        except (ValueError, KeyError, OSError) as error:
+            raise RunError(f"{path} is no journal of a search ({error}); start the search in another folder") from None
+
+    def next(self, trials: int) -> "optuna.Trial | None":
+        """Return the next trial, those cut off before new ones; None when all of `trials` are taken."""
+        with quiet(), self._locked():
+            taken = {trial.user_attrs["place"] for trial in self.study.get_trials(deepcopy=False)}
+            waiting = self._in("WAITING")
+            if not waiting and len(taken) >= trials:
+                return None
+            self.study.sampler = self._sampler(len(taken))
+            trial = self.study.ask()
+            place = trial.user_attrs.get("place", len(taken))
+            self.study.sampler = self._sampler(place)
+            for key, value in (("place", place), ("pid", os.getpid()), ("host", socket.gethostname())):
+                trial.set_user_attr(key, value)
+            return trial
+
+    def take_up(self) -> int:
+        """Put trials that were cut off back in line, and return how many."""
+        running = [trial for trial in self._in("RUNNING") if _cut_off(trial.user_attrs)]
+        for trial in running:
+            self.put_back(trial)
+        return len(running)
+
+    def put_back(self, trial: Any) -> None:
+        """Let a trial that was cut off be done anew in its place."""
+        with quiet(), self._locked():
+            self.study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
+            self.study.enqueue_trial(dict(trial.params), user_attrs={"place": trial.user_attrs["place"]})
+
+    def finish(self, trial: "optuna.Trial", size: float, score: float) -> None:
+        """Note a trial's figures."""
+        with quiet():
+            self.study.tell(trial, score if self.sampler == "hyperband" else (size, score))
+
+    def drop(self, trial: "optuna.Trial", seconds: float) -> None:
+        """Note that a trial was given up early, after so many seconds."""
+        with quiet():
+            trial.set_user_attr("seconds", seconds)
+            self.study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
+
+    def goes_on(self, trial: "optuna.Trial", epoch: int, score: float) -> bool:
+        """Whether a trial is worth going on with after an epoch."""
+        if self.sampler != "hyperband":
+            return True
+        with quiet():
+            trial.report(score, epoch)
+            return not trial.should_prune()
+
+    def finished(self) -> list[dict[str, Any]]:
+        """Return the records of the trials that were finished, by place."""
+        records = [dict(trial.user_attrs["record"]) for trial in self._in("COMPLETE")]
+        return sorted(records, key=lambda record: record["place"])
+
+    def dropped(self) -> list[float]:
+        """Return the seconds spent on each trial that was given up early."""
+        return [trial.user_attrs["seconds"] for trial in self._in("PRUNED")]
+
+    def _in(self, state: str) -> list[Any]:
+        states = (_optuna().trial.TrialState[state],)
+        with quiet():
+            return self.study.get_trials(deepcopy=False, states=states)
+
+    def _sampler(self, place: int) -> Any:
+        samplers = _optuna().samplers
+        seed = (self.seed * 1_000_003 + place) % 2**32
+        return samplers.TPESampler(seed=seed) if self.sampler == "tpe" else samplers.RandomSampler(seed=seed)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.lock.acquire()
+        try:
+            yield
+        finally:
+            self.lock.release()
+
+
+def _cut_off(attrs: dict[str, Any]) -> bool:
+    """Whether the process that had the trial is gone; one on another machine is given the benefit of the doubt."""
+    if attrs.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(attrs["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _optuna() -> Any:
+    import optuna
+
+    return optuna
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Let Optuna say nothing below warnings, as it would on stderr at every trial."""
+    logging = _optuna().logging
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

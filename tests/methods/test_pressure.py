@@ -119,7 +119,7 @@ def test_costs_are_what_leaves_with_a_unit() -> None:
         net.eval()
         placed = pared.add_switches(net, x)
         for cost in ("parameters", "macs"):
-            weights = Costs(cost, net, placed.graph, x).weights(placed.switches)  # pyright: ignore[reportArgumentType]
+            weights = Costs(cost, net, placed.graph, x).weights(placed.selected().slots)  # pyright: ignore[reportArgumentType]
             spent = {}
             for name in list(placed.switches)[:3]:
                 twin = copy.deepcopy(net)

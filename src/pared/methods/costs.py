@@ -8,8 +8,7 @@ from torch import nn
 
 from pared.errors import ConfigError
 from pared.methods.latencies import layer_latencies_us
-from pared.nn import Switch
-from pared.surgery import Example, Graph, Space, Step, Value, leaves_of
+from pared.surgery import Example, Graph, Slot, Space, Step, Value, leaves_of
 
 #: What the pressure on a factor is weighed by: nothing, or what its units cost.
 Cost = Literal["none", "parameters", "macs", "latency"]
@@ -26,7 +25,7 @@ def check_cost(cost: str) -> None:
 
 
 class Costs:
-    """The weights of switches, such that their mean over all factors is 1; asked again after each removal.
+    """The weights of selectors, such that their mean over all factors is 1; asked again after each removal.
 
     "parameters" counts the numbers that leave with a unit, "macs" the multiply-accumulates of the linear and
     convolutional layers that make and read it, "latency" shares out the measured microseconds of those layers, which
@@ -40,11 +39,11 @@ class Costs:
             measured, counted = layer_latencies_us(model, example), self._macs()
             self.rates = {layer: measured[layer] / macs for layer, macs in counted.items() if layer in measured}
 
-    def weights(self, switches: Mapping[str, Switch]) -> dict[str, float]:
-        """Return the weight of each switch."""
+    def weights(self, slots: Mapping[str, Slot]) -> dict[str, float]:
+        """Return the weight of each selector, given where its factors are."""
         if self.cost == "none":
-            return dict.fromkeys(switches, 1.0)
-        spaces = {name: self.graph.at(f"{name}.theta") for name in switches}
+            return dict.fromkeys(slots, 1.0)
+        spaces = {name: self.graph.at(slot.tensor, slot.axis) for name, slot in slots.items()}
         each = {name: self._unit(space) for name, space in spaces.items()}
         units = sum(space.size for space in spaces.values())
         mean = sum(each[name] * space.size for name, space in spaces.items()) / units

@@ -1,14 +1,18 @@
 """Rules of death: when a selector is judged to earn nothing."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from pared.errors import ConfigError
+from pared.methods.selectors import Selector
 from pared.nn import Switch
 from pared.ops import update_sign_statistics_
+
+if TYPE_CHECKING:
+    from pared.methods.session import Session
 
 
 class Rule(Protocol):
@@ -57,7 +61,7 @@ class SignVariance:
         """Kill what changes its sign too often."""
         variance = switch.get_buffer("sign_variance")
         update_sign_statistics_(switch.theta, switch.get_buffer("sign_mean"), variance, self.gamma)
-        _leave_alive(switch, variance <= self.threshold)
+        leave_alive(switch, variance <= self.threshold, switch.theta.abs())
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class SignChange:
     @torch.no_grad()
     def update(self, switch: Switch) -> None:
         """Kill what has another sign."""
-        _leave_alive(switch, switch.theta.sign() == switch.get_buffer("first_sign"))
+        leave_alive(switch, switch.theta.sign() == switch.get_buffer("first_sign"), switch.theta.abs())
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,27 @@ class Threshold:
     @torch.no_grad()
     def update(self, switch: Switch) -> None:
         """Kill what is small."""
-        _leave_alive(switch, switch.theta.abs() > self.value)
+        leave_alive(switch, switch.theta.abs() > self.value, switch.theta.abs())
 
 
-def _leave_alive(switch: Switch, stays: Tensor) -> None:
-    """Let only those of the living that `stays` names live on, or the largest alone where none would be left."""
-    before, theta = switch.alive, switch.theta
+@dataclass(frozen=True)
+class EachSwitch:
+    """Judges every switch of a session by a rule of its own."""
+
+    rule: Rule
+
+    def judge(self, session: "Session") -> None:
+        """Let the rule look at each switch."""
+        for switch in session.switches.values():
+            self.rule.update(switch)
+
+
+@torch.no_grad()
+def leave_alive(selector: Selector, stays: Tensor, worth: Tensor) -> None:
+    """Let only those of the living that `stays` names live on, or the worthiest alone where none would be left."""
+    before = selector.alive
     alive = before & stays
-    largest = torch.where(before, theta.abs(), -1.0).argmax()
-    spared = torch.zeros_like(alive).index_fill_(0, largest, True)
+    best = torch.where(before, worth, -torch.inf).argmax()
+    spared = torch.zeros_like(alive).index_fill_(0, best, True)
     before.copy_(torch.where(alive.any(), alive, spared))  # no host synchronisation
-    theta.mul_(before)
+    selector.silence()

@@ -14,13 +14,12 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError, RunError
 from pared.methods.costs import Costs
-from pared.methods.rules import Rule
+from pared.methods.parts import Judge, Pressure
+from pared.methods.selectors import Selected, Units
 from pared.methods.strengths import Progress, Strength
-from pared.methods.switches import Switches
-from pared.nn import Select
-from pared.penalties import l1
+from pared.nn import Select, Switch
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -39,38 +38,40 @@ class Session:
 
     Inside a step: `with session.batch(y)`, add `session.penalty()` to the loss, backward, `session.step()`, then
     `optimizer.zero_grad()`. A loop that calls `optimizer.step()` itself, or lets a wrapper of it do so, does the same:
-    switches are judged, and what is dead removed, right behind the optimizer's step, wherever that is called.
+    selectors are judged, and what is dead removed, right behind the optimizer's step, wherever that is called.
     `strength` may be changed at any time, unless a schedule moves it. `events` says what died, when, and `on_event` is
-    called with each; `steps` counts optimizer steps.
+    called with each; `steps` counts optimizer steps. `selectors` say who is alive; `copies` of the network, which follow
+    its removals, are a method's own, as of weights to rewind to.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        switches: Switches,
+        selected: Selected,
         *,
-        strength: float | Strength,
-        rule: Rule,
+        pressure: Pressure,
+        judge: Judge,
         every: int,
-        costs: Costs,
-        weight_strength: float = 0.0,
-        weight_power: int = 2,
+        strength: float | Strength = 0.0,
+        costs: Costs | None = None,
         total_steps: int | None = None,
         features: int = 0,
     ) -> None:
-        self.model, self.optimizer, self.rule, self.every = model, optimizer, rule, every
-        self.switches, self.graph, self.skipped = dict(switches.switches), switches.graph, dict(switches.skipped)
-        self.titles = _titles(surgery.bare(model), switches)
-        self.kept = {name: list(range(switch.theta.shape[0])) for name, switch in self.switches.items()}
+        self.model, self.optimizer, self.every = model, optimizer, every
+        self.pressure, self.judge = pressure, judge
+        self.selectors, self.slots = dict(selected.selectors), dict(selected.slots)
+        self.titles, self.skipped, self.graph = dict(selected.layers), dict(selected.skipped), selected.graph
+        self.kept = {name: list(range(len(selector.alive))) for name, selector in self.selectors.items()}
         self.schedule = None if isinstance(strength, int | float) else strength
         self.strength = float(strength) if isinstance(strength, int | float) else strength.start
-        self.weight_strength, self.weight_power = weight_strength, weight_power
         self.total_steps, self.features = total_steps, features
-        self.costs, self.weights = costs, costs.weights(self.switches)
+        self.costs = costs or Costs("none", surgery.bare(model), self.graph, ())
+        self.weights = self.costs.weights(self.slots)
         self.params = self.start_params = self._count()
-        self.least_params = self._least()
+        self.least_params = self.params_with({name: [0] for name in self.selectors})
         self.averaged: list[nn.Module] = []
+        self.copies: dict[str, nn.Module] = {}
         self.steps = 0
         self.events: list[Event] = []
         self.created: list[str] = []
@@ -83,6 +84,16 @@ class Session:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._handle = self.optimizer.register_step_post_hook(self._after_step)  # a copied optimizer has lost it
+
+    @property
+    def switches(self) -> dict[str, Switch]:
+        """The selectors that are switches."""
+        return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Switch)}
+
+    @property
+    def units(self) -> dict[str, Units]:
+        """The selectors that are units of layers as they are."""
+        return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Units)}
 
     @property
     def inputs(self) -> Tensor:
@@ -111,20 +122,8 @@ class Session:
         return nullcontext()
 
     def penalty(self) -> Tensor:
-        """Return what to add to the loss, a scalar: strength · sum of |theta|, and weight_strength · sum of |W|^p.
-
-        Each switch is weighed by what its units cost, if the method says so. W are all parameters but the switches.
-
-        Source: ShrinkNets (arXiv 1806.03723), equation 2; its p-th power as in equations 8 and 9.
-        """
-        thetas = [switch.theta * self.weights[name] for name, switch in self.switches.items()]
-        total = self.strength * l1(thetas)
-        if self.weight_strength:
-            mine = {id(switch.theta) for switch in self.switches.values()}
-            others = [p for p in self.model.parameters() if id(p) not in mine and p.requires_grad]
-            power = l1(others) if self.weight_power == 1 else torch.stack([p.square().sum() for p in others]).sum()
-            total = total + self.weight_strength * power
-        return total
+        """Return what to add to the loss, a scalar."""
+        return self.pressure.penalty(self)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take the optimizer's step, judge the switches, and remove what is dead when a removal is due.
@@ -139,8 +138,8 @@ class Session:
 
     def _after_step(self, *_: object) -> None:
         self.steps += 1
-        for switch in self.switches.values():
-            self.rule.update(switch)
+        self.pressure.press(self)
+        self.judge.judge(self)
         if self.steps % self.every == 0:
             self.remove()
         if self.schedule is not None and self.total_steps is not None:
@@ -153,14 +152,21 @@ class Session:
         thetas = sum(switch.theta.numel() for switch in self.switches.values())
         return sum(p.numel() for p in self.model.parameters()) - thetas
 
-    def _least(self) -> int:
-        """What `_count` is when every switch has one factor left."""
-        keep = {self.graph.at(f"{name}.theta").name: [0] for name in self.switches}
-        shapes = {name: list(p.shape) for name, p in surgery.bare(self.model).named_parameters()}
-        for item in surgery.make_plan(self.graph, surgery.bare(self.model), keep, living="cut").gathers:
+    def params_with(self, keep: Mapping[str, Sequence[int]]) -> int:
+        """Return what `params` would be with the factors `keep` of each named selector only."""
+        model = surgery.bare(self.model)
+        shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+        for item in surgery.make_plan(self.graph, model, self._spaces(keep), living="cut").gathers:
             if item.tensor in shapes:
                 shapes[item.tensor][item.axis] = len(item.index)
-        return sum(map(math.prod, shapes.values())) - len(self.switches)
+        return sum(math.prod(shape) for name, shape in shapes.items() if not self._is_theta(name))
+
+    def _is_theta(self, parameter: str) -> bool:
+        return parameter.removesuffix(".theta") in self.switches
+
+    def _spaces(self, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+        """The factors of named selectors under the names of their spaces."""
+        return {self.graph.at(self.slots[name].tensor, self.slots[name].axis).name: keep[name] for name in keep}
 
     def detach(self) -> None:
         """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
@@ -171,13 +177,15 @@ class Session:
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
         keep = {
-            name: switch.alive.nonzero().flatten().tolist()
-            for name, switch in self.switches.items()
-            if not bool(switch.alive.all())
+            name: selector.alive.nonzero().flatten().tolist()
+            for name, selector in self.selectors.items()
+            if not bool(selector.alive.all())
         }
         if not keep:
             return
-        channels = {name: (self.switches[name].channels, self.switches[name].live_channels().tolist()) for name in keep}
+        channels = {
+            name: (self.selectors[name].channels, self.selectors[name].live_channels().tolist()) for name in keep
+        }
         before = {name for name, _ in surgery.bare(self.model).named_parameters()}
         plan = self._apply(keep)
         self.created += [item.bias for item in plan.constants if item.bias not in before]
@@ -193,15 +201,18 @@ class Session:
 
         Biases `created` by an earlier removal are made again, empty and in the same order, which is the optimizer's.
         """
-        spaces = {self.graph.at(f"{name}.theta").name: factors for name, factors in keep.items()}
+        spaces = self._spaces(keep)
         plan = surgery.make_plan(self.graph, surgery.bare(self.model), spaces, living=living)
         empty = tuple(surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created)
         plan = replace(plan, constants=plan.constants + empty)
-        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.averaged)
+        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=[*self.averaged, *self.copies.values()])
         self.graph.follow(spaces, ((item.bias, item.weight) for item in plan.constants))
         for name, factors in keep.items():
             self.kept[name] = [self.kept[name][factor] for factor in factors]
-        self.weights, self.params = self.costs.weights(self.switches), self._count()
+            selector = self.selectors[name]
+            if isinstance(selector, Units):
+                selector.follow(factors)
+        self.weights, self.params = self.costs.weights(self.slots), self._count()
         return plan
 
     def realize(self) -> nn.Module:
@@ -218,7 +229,7 @@ class Session:
         return small
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on bit-equally: model, optimizer, steps, strength, events."""
+        """Return everything needed to go on bit-equally: model, optimizer, selectors, copies, steps, strength, events."""
         return {
             "format": FORMAT,
             "steps": self.steps,
@@ -227,6 +238,8 @@ class Session:
             "kept": {name: list(factors) for name, factors in self.kept.items()},
             "created": list(self.created),
             "rates": dict(self.costs.rates),
+            "units": {name: dict(units.state) for name, units in self.units.items()},
+            "copies": {name: model.state_dict() for name, model in self.copies.items()},
             "model": surgery.bare(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -249,6 +262,12 @@ class Session:
         self._apply(keep, created, living="cut")
         model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
+        for name, units in self.units.items():
+            units.state = {key: t.to(units.alive.device, copy=True) for key, t in state["units"][name].items()}
+        self.copies = {}
+        for name, tensors in state["copies"].items():
+            self.copies[name] = copy.deepcopy(model)
+            self.copies[name].load_state_dict(tensors)
         self.steps, self.strength = state["steps"], state["strength"]
         self.created[:] = state["created"]
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
@@ -273,8 +292,7 @@ class Session:
         missing = shapes.keys() ^ (saved.keys() - set(created))
         if missing:
             raise RunError(_MISFIT.format(f"{min(missing)!r} is in one of them only"))
-        spaces = {self.graph.at(f"{name}.theta").name: factors for name, factors in keep.items()}
-        for item in surgery.make_plan(self.graph, model, spaces, living="cut").gathers:
+        for item in surgery.make_plan(self.graph, model, self._spaces(keep), living="cut").gathers:
             shapes[item.tensor][item.axis] = len(item.index)
         for name, shape in shapes.items():
             if list(saved[name].shape) != shape:
@@ -282,18 +300,6 @@ class Session:
 
 
 _MISFIT = "the saved session does not fit this network: {}; build the network it was saved from"
-
-
-def _titles(model: nn.Module, switches: Switches) -> dict[str, str]:
-    """What events call each switch: its layer; "inputs" and "hidden 1", ... in a plain stack of linear layers."""
-    modules = list(model.modules())
-    layers = [m for m in modules if not isinstance(m, nn.Sequential) and m is not model]
-    first = next((place for place, m in enumerate(layers) if isinstance(m, nn.Linear)), len(layers))
-    if not isinstance(model, nn.Sequential) or any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
-        return dict(switches.layers)
-    inputs = [name for name, switch in switches.switches.items() if any(switch is m for m in layers[:first])]
-    hidden = [name for name in switches.switches if name not in inputs]
-    return dict.fromkeys(inputs, "inputs") | {name: f"hidden {place}" for place, name in enumerate(hidden, 1)}
 
 
 def _ignore(event: Event) -> None:

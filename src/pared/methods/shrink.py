@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,15 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
+from pared.methods.binding import bind_switches, check_bindable, check_strength
 from pared.methods.costs import Cost, Costs, check_cost
-from pared.methods.rules import Rule, SignVariance
+from pared.methods.rules import EachSwitch, Rule, SignVariance
 from pared.methods.session import Session, updates_per_removal
 from pared.methods.strengths import Strength
 from pared.methods.switches import Switches, add_switches, refusals, switches_of, whole
 from pared.nn import Select, Switch
 from pared.nn.switch import Init, check_init
+from pared.penalties import l1
 from pared.surgery import Example
 
 
@@ -57,10 +58,9 @@ class Shrink:
     input_sizes: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("strength", "weight_strength"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and not 0.0 <= value < math.inf:
-                raise ConfigError(f"{name} must be at least 0 and finite, got {value}")
+        check_strength(self.strength)
+        if not 0.0 <= self.weight_strength < math.inf:
+            raise ConfigError(f"weight_strength must be at least 0 and finite, got {self.weight_strength}")
         check_init(self.init)
         check_cost(self.cost)
         if self.weight_power not in (1, 2):
@@ -98,27 +98,25 @@ class Shrink:
             ConfigError: a scheduler exists already, or a number of steps is missing.
         """
         every = updates_per_removal(self.every, steps_per_epoch)
-        if not isinstance(self.strength, int | float) and (total_steps is None or total_steps < 1):
-            raise ConfigError(f"a strength that moves needs total_steps in bind, at least 1; got {total_steps}")
+        check_strength(self.strength, total_steps, binding=True)
         net = surgery.bare(model)
-        _check(net, optimizer)
+        check_bindable(net, optimizer)
         with whole(net):
             switches = self._switches(net, example, generator)
             costs = Costs(self.cost, net, switches.graph, example)
         for switch in switches.switches.values():
             self.rule.attach(switch)
-            switch.bound = True
-        _give_group(optimizer, switches, self.lr_scale)
+        bind_switches(switches.switches, optimizer, self.lr_scale)
+        selected = switches.selected()
         return Session(
             model,
             optimizer,
-            switches,
-            strength=self.strength,
-            rule=self.rule,
+            replace(selected, layers=_titles(net, switches)),
+            pressure=_Pressure(self.weight_strength, self.weight_power),
+            judge=EachSwitch(self.rule),
             every=every,
+            strength=self.strength,
             costs=costs,
-            weight_strength=self.weight_strength,
-            weight_power=self.weight_power,
             total_steps=total_steps,
             features=example.shape[-1] if isinstance(example, Tensor) else 0,
         )
@@ -153,20 +151,42 @@ class Shrink:
         _insert_at(model, 0, Select(size, device=like.device), "select")
 
 
-def _give_group(optimizer: Optimizer, switches: Switches, lr_scale: float) -> None:
-    """Give the switches a group without weight decay; one made with the rest of the network leaves the rest's group."""
-    thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.switches.items()]
-    mine = {id(theta) for _, theta in thetas}
-    for group in optimizer.param_groups:
-        stays = [id(parameter) not in mine for parameter in group["params"]]
-        for key in ("params", "param_names"):
-            if key in group:
-                group[key][:] = [item for item, stay in zip(group[key], stays, strict=True) if stay]
-    named = any("param_names" in group for group in optimizer.param_groups)
-    group: dict[str, Any] = {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
-    if lr_scale != 1.0:
-        group["lr"] = lr_scale * optimizer.param_groups[0]["lr"]
-    optimizer.add_param_group(group)
+@dataclass(frozen=True)
+class _Pressure:
+    """The penalty of equation 2; `weights` are all parameters but the switches."""
+
+    weight_strength: float
+    weight_power: int
+
+    def penalty(self, session: Session) -> Tensor:
+        """Return strength · sum of |theta|, each weighed by what its units cost, and weight_strength · sum of |W|^p.
+
+        Source: ShrinkNets (arXiv 1806.03723), equation 2; its p-th power as in equations 8 and 9.
+        """
+        thetas = [switch.theta for switch in session.switches.values()]
+        weighed = [theta * session.weights[name] for name, theta in zip(session.switches, thetas, strict=True)]
+        total = session.strength * l1(weighed)
+        if self.weight_strength:
+            mine = set(map(id, thetas))
+            others = [p for p in session.model.parameters() if id(p) not in mine and p.requires_grad]
+            power = l1(others) if self.weight_power == 1 else torch.stack([p.square().sum() for p in others]).sum()
+            total = total + self.weight_strength * power
+        return total
+
+    def press(self, session: Session) -> None:
+        """Do nothing: the optimizer's step is all."""
+
+
+def _titles(model: nn.Module, switches: Switches) -> dict[str, str]:
+    """What events call each switch: its layer; "inputs" and "hidden 1", ... in a plain stack of linear layers."""
+    modules = list(model.modules())
+    layers = [m for m in modules if not isinstance(m, nn.Sequential) and m is not model]
+    first = next((place for place, m in enumerate(layers) if isinstance(m, nn.Linear)), len(layers))
+    if not isinstance(model, nn.Sequential) or any(isinstance(m, nn.modules.conv._ConvNd) for m in modules):
+        return dict(switches.layers)
+    inputs = [name for name, switch in switches.switches.items() if any(switch is m for m in layers[:first])]
+    hidden = [name for name in switches.switches if name not in inputs]
+    return dict.fromkeys(inputs, "inputs") | {name: f"hidden {place}" for place, name in enumerate(hidden, 1)}
 
 
 def _after(model: nn.Module, name: str) -> tuple[nn.Sequential, int]:
@@ -189,15 +209,3 @@ def _insert_at(parent: nn.Sequential, position: int, module: nn.Module, name: st
     items.insert(position, (name, module))
     parent._modules.clear()
     parent._modules.update(items)
-
-
-def _check(model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse what would fail later, before anything is changed."""
-    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-        raise ConfigError(
-            "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
-            "the scheduler"
-        )
-    if any(switch.bound for switch in switches_of(model).values()):
-        raise SurgeryError("the network is bound already; bind a network once, or use session.load_state_dict to go on")
-    surgery.refuse_optimizer(optimizer)

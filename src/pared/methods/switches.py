@@ -1,7 +1,6 @@
 """Where switches go: on the units of every layer that can lose them."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,9 +9,14 @@ from torch import nn
 
 from pared import surgery
 from pared.errors import SurgeryError
+from pared.methods.places import Place, Silence, Trial, choose_places, find_places, reasons
+from pared.methods.selectors import Selected
 from pared.nn import Switch, Switched
 from pared.nn.switch import Init, check_init
-from pared.surgery import Example, Graph, Space, Step
+from pared.surgery import Example, Graph, Slot, Space
+
+#: Makes a switch for so many units, on the axis given, on the device and of the type of a weight.
+Make = Callable[[int, int, torch.Tensor], Switch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +30,11 @@ class Switches:
     layers: Mapping[str, str]
     skipped: Mapping[str, str]
     graph: Graph
+
+    def selected(self) -> Selected:
+        """Return the switches as selectors."""
+        slots = {name: Slot(f"{name}.theta", 0) for name in self.switches}
+        return Selected(self.switches, slots, self.layers, self.skipped, self.graph)
 
     def __str__(self) -> str:
         told = {layer: f"{self.switches[name].channels} units" for name, layer in self.layers.items()}
@@ -56,16 +65,25 @@ def add_switches(
     Source: ShrinkNets (arXiv 1806.03723), section 2.2 and figure 2: conv, norm, switch, relu.
     """
     check_init(init)
+    return place_switches(model, example, lambda units, dim, like: _switch(units, dim, init, generator, like))
+
+
+def place_switches(model: nn.Module, example: Example, make: Make) -> Switches:
+    """Put what `make` makes of a number of units, their axis and a weight like theirs behind every layer that can."""
     before = surgery.graph(model, example)
     with whole(model):
-        places, skipped = _places(before, model)
+        switched = {space.name for name in switches_of(model) if (space := space_of(before, name))}
+        places, skipped = find_places(before, model, switched)
         for place in places:
-            _wrap(model, place, init, generator)
+            _wrap(model, place, make)
         graph = surgery.graph(model, example) if places else before
-        chosen = _chosen(graph, model, places, skipped)
+        fixed = {place: _fixed(graph, _name(place)) for place in places}
+        skipped |= {place.layer: reason for place, reason in fixed.items() if reason is not None}
+        silences = {place: _silence(graph, model, _name(place)) for place in places if fixed[place] is None}
+        chosen = choose_places(list(silences), silences, Trial(graph, model), skipped) if silences else []
         for place in places:
             if place not in chosen:
-                _unwrap(model, place.anchor)
+                _put(model, place.anchor, model.get_submodule(f"{place.anchor}.layer"))
         graph = surgery.graph(model, example) if len(chosen) < len(places) else graph
         found = switches_of(model)
         if not found:
@@ -73,12 +91,11 @@ def add_switches(
                 "no layer of the network can lose units, so there is nothing to shrink: "
                 + ("; ".join(f"{layer}: {reason}" for layer, reason in skipped.items()) or "it has no layers")
             )
-    mine = {place.switch: place.layer for place in chosen}
-    layers = dict(mine)
+    layers = {_name(place): place.layer for place in chosen}
     for name in found:
         space = space_of(graph, name)
         layers.setdefault(name, space.name if space else name)
-    return Switches(found, layers, _told(skipped, before, {place.space for place in chosen}), graph)
+    return Switches(found, layers, reasons(skipped, before, {place.space for place in chosen}), graph)
 
 
 def switches_of(model: nn.Module) -> dict[str, Switch]:
@@ -88,12 +105,12 @@ def switches_of(model: nn.Module) -> dict[str, Switch]:
 
 def refusals(graph: Graph, model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     """Return why each of the switches `names` cannot lose a factor that is off, for those that cannot."""
-    if not names:
-        return {}
-    trial = _Trial(graph, model)
-    if trial.refusal(names) is None:
-        return {}
-    return {name: reason for name in names if (reason := trial.refusal([name])) is not None}
+    found = {name: reason for name in names if (reason := _fixed(graph, name)) is not None}
+    silences = {name: _silence(graph, model, name) for name in names if name not in found}
+    trial = Trial(graph, model) if silences else None
+    if trial is None or trial.refusal(list(silences.values())) is None:
+        return found
+    return found | {name: reason for name, item in silences.items() if (reason := trial.refusal([item])) is not None}
 
 
 def space_of(graph: Graph, switch: str) -> Space | None:
@@ -117,179 +134,34 @@ def whole(model: nn.Module) -> Iterator[None]:
         raise
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A layer, the module behind which its switch goes, the space of its units, and their axis from the end."""
-
-    layer: str
-    anchor: str
-    space: str
-    units: int
-    dim: int
-
-    @property
-    def switch(self) -> str:
-        """The name of the switch there."""
-        return f"{self.anchor}.switch"
+def _name(place: Place) -> str:
+    """What the switch at a place is called."""
+    return f"{place.anchor}.switch"
 
 
-def _places(graph: Graph, model: nn.Module) -> tuple[list[_Place], dict[str, str]]:
-    """Where switches can be tried, and the layers that are out of the question, with the reason."""
-    places: list[_Place] = []
-    skipped: dict[str, str] = {}
-    switched = {space.name for name in switches_of(model) if (space := space_of(graph, name))}
-    for layer in graph.made_by:
-        space = _space(graph, layer)
-        if space is None:
-            skipped[layer] = "its units are made of several spaces"
-            continue
-        reason = _reason(graph, model, space, layer)
-        if space.name in switched:
-            continue
-        if reason is not None:
-            skipped[layer] = reason
-            continue
-        anchor, step = _anchor(graph, model, layer)
-        axis = next((place for place, dim in enumerate(step.out.dims) if surgery.find(dim) is space.dim), None)
-        if axis is None:
-            skipped[layer] = "several of its units die together"
-            continue
-        places.append(_Place(layer, anchor, space.name, space.size, axis - len(step.out.dims)))
-    return places, skipped
+def _fixed(graph: Graph, name: str) -> str | None:
+    """Why the switch `name` can lose no factor whatever its value, if so."""
+    space = space_of(graph, name)
+    return "its factors are made of several spaces" if space is None else space.fixed
 
 
-def _reason(graph: Graph, model: nn.Module, space: Space, layer: str) -> str | None:
-    """Why a layer gets no switch, if so."""
-    if space.fixed is not None:
-        return space.fixed
-    names = [name for name, module in model.named_modules(remove_duplicate=False) if _is(module, model, layer)]
-    if len(names) > 1 or len(_own_steps(graph, layer)) != 1:
-        return "it is used more than once"
-    return None
+def _silence(graph: Graph, model: nn.Module, name: str) -> Silence:
+    """How to switch a factor of the switch `name` off."""
+    switch = model.get_submodule(name)
+    assert isinstance(switch, Switch)
+    return Silence(graph.at(f"{name}.theta").name, (Slot(f"{name}.theta", 0),), switch.off)
 
 
-def _is(module: nn.Module, model: nn.Module, name: str) -> bool:
-    return module is model.get_submodule(name)
+def _switch(units: int, dim: int, init: Init, generator: torch.Generator | None, like: torch.Tensor) -> Switch:
+    return Switch(units, dim=dim, init=init, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def _own_steps(graph: Graph, layer: str) -> list[Step]:
-    """The products with a weight that `layer` itself takes."""
-    steps = (step for step in graph.program.steps if step.layer == layer)
-    return [step for step in steps if step.op in ("linear", "addmm") or step.op.startswith("conv")]
-
-
-def _anchor(graph: Graph, model: nn.Module, layer: str) -> tuple[str, Step]:
-    """The module behind which the switch goes, and the step that gives the units there: a norm's, else the layer's."""
-    (step,) = _own_steps(graph, layer)
-    readers = [other for other in graph.program.steps if any(value is step.out for value in other.values())]
-    if len(readers) == 1 and readers[0].op in ("batch_norm", "instance_norm"):
-        norm = readers[0]
-        module = model.get_submodule(norm.layer)
-        alone = sum(_is(other, model, norm.layer) for _, other in model.named_modules(remove_duplicate=False)) == 1
-        if alone and isinstance(module, nn.modules.batchnorm._NormBase):
-            return norm.layer, norm
-    return layer, step
-
-
-def _wrap(model: nn.Module, place: _Place, init: Init, generator: torch.Generator | None) -> None:
-    layer = model.get_submodule(place.anchor)
+def _wrap(model: nn.Module, place: Place, make: Make) -> None:
     like = model.get_submodule(place.layer).weight
     assert isinstance(like, torch.Tensor)
-    switch = Switch(place.units, dim=place.dim, init=init, generator=generator, device=like.device, dtype=like.dtype)
-    _put(model, place.anchor, Switched(layer, switch))
-
-
-def _unwrap(model: nn.Module, anchor: str) -> None:
-    switched = model.get_submodule(anchor)
-    assert isinstance(switched, Switched)
-    _put(model, anchor, switched.layer)
+    _put(model, place.anchor, Switched(model.get_submodule(place.anchor), make(place.units, place.dim, like)))
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     model.get_submodule(parent)._modules[name] = module
-
-
-@torch.no_grad()
-def _in_general_position(model: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(surgery.bare(model))
-    generator = torch.Generator().manual_seed(0)
-    for tensor in surgery.tensors(twin).values():
-        if tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator) * 0.1 + 0.05  # upwards: a variance stays positive
-            tensor.add_(noise.to(tensor.device, tensor.dtype))
-    return twin
-
-
-class _Trial:
-    """Plan removals on a copy whose weights are in general position: a shift that happens to be 0 now will be learned."""
-
-    def __init__(self, graph: Graph, model: nn.Module) -> None:
-        self.graph, self.twin = graph, _in_general_position(model)
-
-    @torch.no_grad()
-    def refusal(self, names: Sequence[str]) -> str | None:
-        """Return why the first factors of the switches `names`, being off, cannot be removed together, if so."""
-        keep: dict[str, range] = {}
-        thetas = []
-        for name in names:
-            space = space_of(self.graph, name)
-            if space is None or space.fixed is not None:
-                return space.fixed if space and space.fixed else "its factors are made of several spaces"
-            keep[space.name] = range(1, space.size)
-            thetas.append(self.twin.get_parameter(f"{name}.theta"))
-        before = [theta[0].item() for theta in thetas]
-        try:
-            for theta in thetas:
-                theta[0] = 0.0
-            surgery.make_plan(self.graph, self.twin, keep)
-        except SurgeryError as error:
-            return str(error)
-        finally:
-            for theta, value in zip(thetas, before, strict=True):
-                theta[0] = value
-        return None
-
-
-def _chosen(graph: Graph, model: nn.Module, places: Sequence[_Place], skipped: dict[str, str]) -> list[_Place]:
-    """One place a space: the last of its layers from which a switch can silence it; the others' reasons go to `skipped`."""
-    spaces: dict[str, list[_Place]] = {}
-    for place in places:
-        spaces.setdefault(place.space, []).insert(0, place)
-    trial = _Trial(graph, model) if places else None
-    chosen = [candidates[0] for candidates in spaces.values()]
-    if trial is None or trial.refusal([place.switch for place in chosen]) is None:
-        return chosen
-    chosen = []
-    for candidates in spaces.values():
-        for place in candidates:
-            reason = trial.refusal([place.switch])
-            if reason is None:
-                chosen.append(place)
-                break
-            skipped[place.layer] = reason.replace(".layer'", "'")  # under the names it has without switches
-    return chosen
-
-
-def _told(skipped: Mapping[str, str], graph: Graph, switched: set[str]) -> dict[str, str]:
-    """The layers without a switch in order; one whose units another layer's switch scales is no such layer."""
-    told: dict[str, str] = {}
-    for layer in graph.made_by:
-        if layer not in skipped:
-            continue
-        space = _space(graph, layer)
-        if space is not None and space.fixed is None and space.name in switched:
-            continue
-        others = [repr(other) for other in space.layers if other != layer] if space and space.fixed is None else []
-        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-        tied = f"its units are tied to those of {named}, which one switch does not reach"
-        told[layer] = tied if others else skipped[layer]
-    return told
-
-
-def _space(graph: Graph, layer: str) -> Space | None:
-    """The one space that the units of `layer` are, if they are."""
-    try:
-        return graph.find(layer)
-    except SurgeryError:
-        return None

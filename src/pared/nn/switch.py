@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class Switch(nn.Module):
     theta: nn.Parameter
     alive: Tensor
     sizes: Tensor | None
+    #: The value of theta at which a factor is off.
+    off: ClassVar[float] = 0.0
 
     def __init__(
         self,
@@ -104,19 +106,28 @@ class Switch(nn.Module):
         alive = self.alive if self.sizes is None else self.alive.repeat_interleave(self.sizes)
         return alive.nonzero().flatten()
 
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Hold dead factors at 0."""
+        self.theta.mul_(self.alive)
+
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of `x`.
 
         Raises:
             ValueError: the axis `dim` has another size.
         """
+        return self.scaled(x, self.factors())
+
+    def scaled(self, x: Tensor, factors: Tensor) -> Tensor:
+        """Return `x` times `factors`, (channels,), along the axis of the channels."""
         if not -x.ndim <= self.dim < x.ndim or x.shape[self.dim] != self.channels:
             raise ValueError(f"expected {self.channels} channels on axis {self.dim}, got shape {tuple(x.shape)}")
         if self.dim in (-1, x.ndim - 1):
-            return x * self.factors()
+            return x * factors
         shape = [1] * x.ndim
         shape[self.dim] = self.channels
-        return x * self.factors().view(shape)
+        return x * factors.view(shape)
 
     def extra_repr(self) -> str:
         """Say how many channels, and how they are grouped."""

@@ -1,0 +1,62 @@
+"""What every method does when it is bound."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from pared import surgery
+from pared.errors import ConfigError, SurgeryError
+from pared.methods.strengths import Strength
+from pared.methods.switches import switches_of
+from pared.nn import Switch
+
+
+def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse what would fail later, before anything is changed.
+
+    Raises:
+        ConfigError: a scheduler exists already.
+        SurgeryError: the network is bound already, or the optimizer cannot follow a removal.
+    """
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        raise ConfigError(
+            "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
+            "the scheduler"
+        )
+    if any(switch.bound for switch in switches_of(model).values()):
+        raise SurgeryError("the network is bound already; bind a network once, or use session.load_state_dict to go on")
+    surgery.refuse_optimizer(optimizer)
+
+
+def check_strength(strength: float | Strength, total_steps: int | None = None, *, binding: bool = False) -> None:
+    """Make sure of a strength; one that moves needs `total_steps` when it is bound.
+
+    Raises:
+        ConfigError: it is below 0 or not finite, or the number of steps is missing.
+    """
+    if isinstance(strength, int | float):
+        if not 0.0 <= strength < math.inf:
+            raise ConfigError(f"strength must be at least 0 and finite, got {strength}")
+    elif binding and (total_steps is None or total_steps < 1):
+        raise ConfigError(f"a strength that moves needs total_steps in bind, at least 1; got {total_steps}")
+
+
+def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale: float = 1.0) -> None:
+    """Give switches a group without weight decay; one made with the rest of the network leaves the rest's group."""
+    thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]
+    mine = {id(theta) for _, theta in thetas}
+    for group in optimizer.param_groups:
+        stays = [id(parameter) not in mine for parameter in group["params"]]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key][:] = [item for item, stay in zip(group[key], stays, strict=True) if stay]
+    named = any("param_names" in group for group in optimizer.param_groups)
+    group: dict[str, Any] = {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
+    if lr_scale != 1.0:
+        group["lr"] = lr_scale * optimizer.param_groups[0]["lr"]
+    optimizer.add_param_group(group)
+    for switch in switches.values():
+        switch.bound = True

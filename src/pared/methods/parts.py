@@ -1,0 +1,40 @@
+"""What a method brings to a session: how it presses, and how it judges."""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pared.methods.session import Session
+
+
+class Pressure(Protocol):
+    """What makes selectors smaller: a penalty, or a step of its own."""
+
+    def penalty(self, session: "Session") -> Tensor:
+        """Return what is added to the loss, a scalar."""
+        ...
+
+    def press(self, session: "Session") -> None:
+        """Do what comes right after the optimizer's step, in place: a proximal step, say."""
+        ...
+
+
+class Judge(Protocol):
+    """Decides who dies."""
+
+    def judge(self, session: "Session") -> None:
+        """Kill, after an optimizer step and before a removal that is due: clear `alive` and silence the selectors."""
+        ...
+
+
+class NoPressure:
+    """No pressure."""
+
+    def penalty(self, session: "Session") -> Tensor:
+        """Return 0."""
+        return torch.zeros((), device=next(session.model.parameters()).device)
+
+    def press(self, session: "Session") -> None:
+        """Do nothing."""

@@ -11,9 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from helpers import OPTIMIZERS, Branched, branched, images, network, task
+from helpers import OPTIMIZERS, branched, images, network, task
 from pared.errors import ConfigError, RunError, SurgeryError
-from pared.methods import METHODS, Geometric, Session, Shrink, SignChange, SignVariance, Threshold, TowardSize
+from pared.methods import (
+    L0,
+    METHODS,
+    Geometric,
+    GroupLasso,
+    Prune,
+    Session,
+    Shrink,
+    SignChange,
+    SignVariance,
+    Slimming,
+    Threshold,
+    TowardSize,
+)
+from pared.models import vgg
 from pared.train.checkpoint import load_state, save_state
 
 #: Every method with settings under which something dies within a few epochs of `task`.
@@ -25,12 +39,36 @@ CASES: dict[str, Any] = {
     "shrink to a size": Shrink(strength=TowardSize(100, start=0.02), rule=Threshold(0.05), lr_scale=2.0),
     "shrink convolutions": Shrink(strength=Geometric(0.02, 0.2), cost="macs", init="uniform", weight_strength=1e-4),
     "shrink convolutions slowly": Shrink(strength=0.1, cost="latency", every=5, weight_strength=1e-4, weight_power=1),
+    "group lasso": GroupLasso(strength=1.0),
+    "group lasso, columns": GroupLasso(strength=Geometric(0.1, 2.0), groups="columns", every=5),
+    "group lasso, sub-gradient": GroupLasso(strength=0.02, proximal=False, threshold=0.3, groups="columns"),
+    "slimming": Slimming(params=300, strength=1e-3, at=(0.1, 0.25)),
+    "prune": Prune(params=150, at=(0.05, 0.15, 0.35)),
+    "prune and rewind": Prune(params=150, score="taylor", at=(0.2, 0.4), rewind=0.1),
+    "prune and begin again": Prune(params=200, at=(0.25,), rewind=0.0),
+    "l0": L0(strength=0.05, open=0.3, lr_scale=5.0, every=4),
+    "l0 convolutions": L0(strength=0.1, open=0.3, lr_scale=5.0, cost="parameters"),
 }
+#: Cases on a network of convolutions, and on one whose norms stand before every activation.
+CONVOLUTIONS = {"shrink convolutions", "shrink convolutions slowly", "group lasso, columns", "l0 convolutions"}
+NORMED = {"slimming"}
 BATCH, STEPS = 32, 8
 
 
+def case(method: Any) -> str:
+    return next(name for name, one in CASES.items() if one is method) if method in CASES.values() else ""
+
+
 def data(method: Any) -> tuple[Tensor, Tensor]:
-    return images() if method.cost != "none" else task()
+    return images() if case(method) in CONVOLUTIONS | NORMED else task()
+
+
+def net(method: Any, seed: int) -> nn.Module:
+    if case(method) in CONVOLUTIONS:
+        return branched(seed)
+    if case(method) in NORMED:
+        return vgg([6, 0, 8, 0], outputs=2, channels=2, size=6, generator=torch.Generator().manual_seed(seed))
+    return network(seed=seed)
 
 
 def narrow(x: Tensor, session: Session) -> Tensor:
@@ -38,7 +76,7 @@ def narrow(x: Tensor, session: Session) -> Tensor:
 
 
 def bound(method: Any, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"], seed: int = 0) -> Session:
-    model = branched(seed) if method.cost != "none" else network(seed=seed)
+    model = net(method, seed)
     generator, x = torch.Generator().manual_seed(1), data(method)[0][:2]
     return method.bind(model, optimizer(model), x, total_steps=200, steps_per_epoch=STEPS, generator=generator)
 
@@ -46,7 +84,8 @@ def bound(method: Any, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"
 def run(
     session: Session, steps: int, start: int = 0, scheduler: Any = None, after: Callable[[], None] = lambda: None
 ) -> Tensor:
-    x, y = images() if isinstance(session.model, Branched) else task()
+    convolutions = any(isinstance(module, nn.Conv2d) for module in session.model.modules())
+    x, y = images() if convolutions else task()
     loss = torch.zeros(())
     for step in range(start, start + steps):
         rows = slice(step % STEPS * BATCH, (step % STEPS + 1) * BATCH)

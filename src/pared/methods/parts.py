@@ -24,6 +24,10 @@ class Pressure(Protocol):
 class Judge(Protocol):
     """Decides who dies."""
 
+    def look(self, session: "Session") -> None:
+        """Look at gradients and weights before the optimizer's step, while they belong together."""
+        ...
+
     def judge(self, session: "Session") -> None:
         """Kill, after an optimizer step and before a removal that is due: clear `alive` and silence the selectors."""
         ...

@@ -112,6 +112,9 @@ class EachSwitch:
 
     rule: Rule
 
+    def look(self, session: "Session") -> None:
+        """Nothing depends on gradients."""
+
     def judge(self, session: "Session") -> None:
         """Let the rule look at each switch."""
         for switch in session.switches.values():

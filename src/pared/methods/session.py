@@ -57,6 +57,7 @@ class Session:
         costs: Costs | None = None,
         total_steps: int | None = None,
         features: int = 0,
+        seed: int = 0,
     ) -> None:
         self.model, self.optimizer, self.every = model, optimizer, every
         self.pressure, self.judge = pressure, judge
@@ -65,7 +66,7 @@ class Session:
         self.kept = {name: list(range(len(selector.alive))) for name, selector in self.selectors.items()}
         self.schedule = None if isinstance(strength, int | float) else strength
         self.strength = float(strength) if isinstance(strength, int | float) else strength.start
-        self.total_steps, self.features = total_steps, features
+        self.total_steps, self.features, self.seed = total_steps, features, seed
         self.costs = costs or Costs("none", surgery.bare(model), self.graph, ())
         self.weights = self.costs.weights(self.slots)
         self.params = self.start_params = self._count()
@@ -76,14 +77,19 @@ class Session:
         self.events: list[Event] = []
         self.created: list[str] = []
         self.on_event: Callable[[Event], None] = _ignore
-        self._handle = optimizer.register_step_post_hook(self._after_step)
+        self._follow_steps()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_handle"}
+        return {key: value for key, value in self.__dict__.items() if key != "_handles"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._handle = self.optimizer.register_step_post_hook(self._after_step)  # a copied optimizer has lost it
+        self._follow_steps()  # a copied optimizer has lost the hooks
+
+    def _follow_steps(self) -> None:
+        optimizer = self.optimizer
+        before, after = optimizer.register_step_pre_hook(self._before_step), self._after_step
+        self._handles = before, optimizer.register_step_post_hook(after)
 
     @property
     def switches(self) -> dict[str, Switch]:
@@ -136,6 +142,9 @@ class Session:
         else:
             scaler.step(self.optimizer)
 
+    def _before_step(self, *_: object) -> None:
+        self.judge.look(self)
+
     def _after_step(self, *_: object) -> None:
         self.steps += 1
         self.pressure.press(self)
@@ -146,6 +155,14 @@ class Session:
             done, step = self.steps / self.total_steps, 1 / self.total_steps
             progress = Progress(done, step, self.params, self.start_params, self.least_params)
             self.strength = self.schedule.next(self.strength, progress)
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return a parameter of the network by its name."""
+        return surgery.bare(self.model).get_parameter(name)
+
+    def learning_rates(self) -> dict[int, float]:
+        """Return the learning rate of each parameter the optimizer has, by its id."""
+        return {id(p): float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
 
     def _count(self) -> int:
         """The parameters of the network without its switches."""
@@ -170,7 +187,8 @@ class Session:
 
     def detach(self) -> None:
         """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         for switch in self.switches.values():
             switch.bound = False
 
@@ -238,6 +256,7 @@ class Session:
             "kept": {name: list(factors) for name, factors in self.kept.items()},
             "created": list(self.created),
             "rates": dict(self.costs.rates),
+            "seed": self.seed,
             "units": {name: dict(units.state) for name, units in self.units.items()},
             "copies": {name: model.state_dict() for name, model in self.copies.items()},
             "model": surgery.bare(self.model).state_dict(),
@@ -268,7 +287,7 @@ class Session:
         for name, tensors in state["copies"].items():
             self.copies[name] = copy.deepcopy(model)
             self.copies[name].load_state_dict(tensors)
-        self.steps, self.strength = state["steps"], state["strength"]
+        self.steps, self.strength, self.seed = state["steps"], state["strength"], state["seed"]
         self.created[:] = state["created"]
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
-from pared.methods.binding import bind_switches, check_bindable, check_strength
+from pared.methods.binding import bind_switches, check_bindable, check_strength, features_of
 from pared.methods.costs import Cost, Costs, check_cost
 from pared.methods.rules import EachSwitch, Rule, SignVariance
 from pared.methods.session import Session, updates_per_removal
@@ -118,7 +118,7 @@ class Shrink:
             strength=self.strength,
             costs=costs,
             total_steps=total_steps,
-            features=example.shape[-1] if isinstance(example, Tensor) else 0,
+            features=features_of(example),
         )
 
     def _switches(self, model: nn.Module, example: Example, generator: torch.Generator | None) -> Switches:

@@ -1,7 +1,7 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
 from pared.surgery.apply import apply, bare
-from pared.surgery.axes import find
+from pared.surgery.axes import find, locate
 from pared.surgery.axes import leaves as leaves_of
 from pared.surgery.blocks import remove_blocks
 from pared.surgery.ddp import remove_ddp
@@ -39,6 +39,7 @@ __all__ = [
     "leaves",
     "leaves_of",
     "load",
+    "locate",
     "make_plan",
     "refuse_optimizer",
     "remove",

@@ -1,0 +1,136 @@
+"""Train, prune, retrain: the worst units are cut at given moments, and weights may be rewound."""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared import surgery
+from pared.errors import ConfigError
+from pared.methods.binding import check_bindable, check_total, features_of
+from pared.methods.cuts import Cuts, check_cuts
+from pared.methods.parts import NoPressure
+from pared.methods.session import Session
+from pared.methods.units import find_units
+from pared.surgery import Example
+
+#: What a unit is worth.
+Score = Literal["magnitude", "taylor"]
+
+
+@dataclass(frozen=True)
+class Prune:
+    """No pressure; at the fractions `at` of the run the units worth least are cut, over all layers.
+
+    Args:
+        params: parameters to cut to, >= 1, by equal factors.
+        score: "magnitude", the norm of the weights that make a unit over the mean of its layer's; or "taylor", the
+            squared first-order change of the loss were the unit's values 0, summed over the steps since the last cut.
+        at: when to cut, as fractions of the run, rising.
+        rewind: after each cut let the surviving weights be those of this fraction of the run again, before the first
+            cut, and the optimizer's state new; None goes on with those there are. A learning-rate schedule is its
+            owner's to rewind.
+
+    Source: magnitude: Li et al. (2017); Taylor: Molchanov et al. (2019), equation 8, as the gradient of a gate behind the
+    unit; rewinding: Frankle et al. (2020), Renda et al. (2020).
+    """
+
+    params: int
+    score: Score = "magnitude"
+    at: tuple[float, ...] = (0.5,)
+    rewind: float | None = None
+
+    def __post_init__(self) -> None:
+        check_cuts(self.params, self.at)
+        if self.score not in get_args(Score):
+            raise ConfigError(f"score must be one of {', '.join(get_args(Score))}; got {self.score!r}")
+        if self.rewind is not None and not 0.0 <= self.rewind < self.at[0]:
+            raise ConfigError(f"rewind must be at least 0 and before the first cut at {self.at[0]}, got {self.rewind}")
+
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example: Example,
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Session:
+        """Return the session; nothing is put into the network. The arguments are those of `Shrink.bind`."""
+        del steps_per_epoch, generator
+        steps = check_total(total_steps)
+        net = surgery.bare(model)
+        check_bindable(net, optimizer)
+        taylor = self.score == "taylor"
+        judge = _Pruning(
+            self.params,
+            self.at,
+            _importance if taylor else _magnitude,
+            _after_a_cut,
+            taylor=taylor,
+            keep=None if self.rewind is None else round(self.rewind * steps),
+        )
+        selected = find_units(net, example)
+        session = Session(
+            model,
+            optimizer,
+            selected,
+            pressure=NoPressure(),
+            judge=judge,
+            every=1,
+            total_steps=steps,
+            features=features_of(example),
+        )
+        if taylor:
+            for units in session.units.values():
+                units.state["importance"] = torch.zeros(units.channels, device=units.alive.device)
+        if judge.keep == 0:
+            session.copies["rewind"] = copy.deepcopy(net)
+        return session
+
+
+@dataclass(frozen=True)
+class _Pruning(Cuts):
+    taylor: bool = False
+    keep: int | None = None
+
+    @torch.no_grad()
+    def look(self, session: Session) -> None:
+        """Add to what the units have been worth."""
+        if not self.taylor:
+            return
+        for units in session.units.values():
+            pairs = zip(units.rows(), units.gradients(), strict=True)
+            change = torch.stack([(row * grad).sum(1) for row, grad in pairs]).sum(0)
+            units.state["importance"] += change.square()
+
+    def judge(self, session: Session) -> None:
+        """Remember the weights to rewind to, or cut, if it is time."""
+        if session.steps == self.keep:
+            session.copies["rewind"] = copy.deepcopy(surgery.bare(session.model))
+        super().judge(session)
+
+
+def _magnitude(session: Session, name: str) -> Tensor:
+    slot = session.slots[name]
+    weight = session.parameter(slot.tensor).movedim(slot.axis, 0)
+    norm = weight.reshape(len(weight), -1).norm(dim=1)
+    return norm / norm.mean().clamp(min=torch.finfo(norm.dtype).tiny)
+
+
+def _importance(session: Session, name: str) -> Tensor:
+    return session.units[name].state["importance"]
+
+
+def _after_a_cut(session: Session) -> None:
+    """Count anew, and take the weights of the copy, if there is one: it has followed every removal."""
+    for units in session.units.values():
+        if "importance" in units.state:
+            units.state["importance"].zero_()
+    if "rewind" in session.copies:
+        surgery.bare(session.model).load_state_dict(session.copies["rewind"].state_dict())
+        session.optimizer.state.clear()

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from pared.estimators import ParedRegressor as ParedRegressor
     from pared.fitting import fit as fit
     from pared.formats.program import export as export
+    from pared.methods import L0 as L0
+    from pared.methods import GroupLasso as GroupLasso
+    from pared.methods import Prune as Prune
     from pared.methods import Shrink as Shrink
+    from pared.methods import Slimming as Slimming
     from pared.methods import add_switches as add_switches
     from pared.run import Run as Run
     from pared.searching import search as search
@@ -30,11 +34,15 @@ if TYPE_CHECKING:
 
 #: Where each public name lives.
 _PUBLIC = {
+    "GroupLasso": "pared.methods",
+    "L0": "pared.methods",
     "ParedClassifier": "pared.estimators",
     "ParedRegressor": "pared.estimators",
+    "Prune": "pared.methods",
     "Run": "pared.run",
     "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
+    "Slimming": "pared.methods",
     "add_switches": "pared.methods",
     "declare": "pared.surgery",
     "export": "pared.formats.program",
@@ -51,11 +59,15 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "L0",
+    "GroupLasso",
     "ParedClassifier",
     "ParedRegressor",
+    "Prune",
     "Run",
     "Settings",
     "Shrink",
+    "Slimming",
     "__version__",
     "add_switches",
     "declare",

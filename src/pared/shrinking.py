@@ -17,7 +17,7 @@ from pared import surgery
 from pared.errors import ConfigError, RunError
 from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
-from pared.methods import Event, Session, Shrink
+from pared.methods import Event, Method, Session, Shrink
 from pared.methods.strengths import TowardSize
 from pared.train.batches import Loss, call, first_rows, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
@@ -47,7 +47,7 @@ def shrink(
     fine_tune: int = 3,
     dense_epochs: int = 0,
     smallest: float = 0.01,
-    method: Shrink | None = None,
+    method: Method | None = None,
     folder: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Shrunk:
@@ -73,8 +73,9 @@ def shrink(
         dense_epochs: train a copy for so many epochs first, without pressure, which then is the dense reference; with 0
             that is `model` as it is, so a network that is not trained yet needs it.
         smallest: the share of the parameters at which the run ends; `max_params` ends it there.
-        method: what presses and kills; when None, driven to the smallest size, the switches' learning rate such that
-            Adam could bring one from 1 to 0 in a twentieth of the run, but 1 to 50 times the weights'.
+        method: what presses and kills, any of `pared.methods.METHODS`; when None, `Shrink` driven to the smallest size,
+            the switches' learning rate such that Adam could bring one from 1 to 0 in a twentieth of the run, but 1 to
+            50 times the weights'.
         folder: where every epoch is saved. The same call goes on from there, bit-equally on a CPU if the loader draws
             from a generator of its own and the network draws nothing.
         observer: told of every epoch, every removal and every phase.
@@ -107,7 +108,7 @@ class _Run:
     validate: Callable[[nn.Module], float]
     loss: Loss
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    method: Shrink
+    method: Method
     epochs: int
     fine_tune: int
     dense_epochs: int

@@ -2,6 +2,7 @@
 
 from pared.methods.group_lasso import GroupLasso
 from pared.methods.l0 import L0
+from pared.methods.parts import Method
 from pared.methods.prune import Prune
 from pared.methods.rules import Rule, SignChange, SignVariance, Threshold
 from pared.methods.session import Event, Session
@@ -11,7 +12,13 @@ from pared.methods.strengths import Geometric, Strength, TowardSize
 from pared.methods.switches import Switches, add_switches
 
 #: Every method by name; the contract test runs over this table.
-METHODS = {"shrink": Shrink, "group lasso": GroupLasso, "slimming": Slimming, "prune": Prune, "l0": L0}
+METHODS: dict[str, type[Method]] = {
+    "shrink": Shrink,
+    "group lasso": GroupLasso,
+    "slimming": Slimming,
+    "prune": Prune,
+    "l0": L0,
+}
 
 __all__ = [
     "L0",
@@ -19,6 +26,7 @@ __all__ = [
     "Event",
     "Geometric",
     "GroupLasso",
+    "Method",
     "Prune",
     "Rule",
     "Session",

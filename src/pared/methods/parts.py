@@ -1,12 +1,32 @@
-"""What a method brings to a session: how it presses, and how it judges."""
+"""What a method is, and what it brings to a session: how it presses, and how it judges."""
 
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.surgery import Example
 
 if TYPE_CHECKING:
     from pared.methods.session import Session
+
+
+class Method(Protocol):
+    """A frozen config that can be bound to a network."""
+
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example: Example,
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "Session":
+        """Bind the method to `model` and `optimizer`; see `Shrink.bind`."""
+        ...
 
 
 class Pressure(Protocol):

@@ -4,20 +4,14 @@ import sys
 from pathlib import Path
 
 from pared.report.figures import front_figure
-from pared.report.html import STYLE
+from pared.report.html import standalone
 from pared.report.reading import read_run
 
 
 def main() -> None:
     """Draw the picture."""
     run, out = Path(sys.argv[1]), Path(sys.argv[2])
-    figure = front_figure(read_run(run))
-    style = (
-        "svg{background:var(--paper)}"
-        + STYLE[: STYLE.index("*{box-sizing")]
-        + STYLE[STYLE.index("svg text{") : STYLE.index(".wide{")]
-    )
-    out.write_text(figure.replace("</title>", f"</title><style>{style}</style>", 1) + "\n", encoding="utf-8")
+    out.write_text(standalone(front_figure(read_run(run))) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ CODE = {**{f"README-{number}": block for number, block in enumerate(README)}, **
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_code_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_runs(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(CODE[name], name, "exec"), {"__name__": "page"})
     assert "Traceback" not in capsys.readouterr().err
 

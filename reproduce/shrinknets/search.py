@@ -53,7 +53,8 @@ def run(name: str, data: Any, target: str | None, seed: int, options: argparse.N
         if (folder / "summary.json").exists():
             return
         resume = (folder / "config.toml").exists()
-        pared.fit(data, target, out=folder, resume=resume, refit=False, observer=observer, **common)
+        tune = options.fine_tune
+        pared.fit(data, target, out=folder, resume=resume, refit=False, fine_tune=tune, observer=observer, **common)
         return
     over, sampler = SEARCHES[name]
     pared.search(
@@ -121,10 +122,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=os.environ.get("PARED_DATA"))
     parser.add_argument("--set", default="covtype", choices=["covtype", "digits"])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="fit,random-widths,tpe-widths,random-strength")
+    parser.add_argument("--only", default="fit,random-strength,tpe-strength,random-widths,tpe-widths")
     parser.add_argument("--hidden", default="500,500")
     parser.add_argument("--least-width", type=int, default=5, help="the paper's 20 would leave small sizes to one side")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--fine-tune", type=int, default=40, help="epochs of the one run's; chosen on validation, seed 0"
+    )
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

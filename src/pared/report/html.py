@@ -17,6 +17,13 @@ LIMITS = (
 MOST_COLUMNS = 60
 
 
+def standalone(figure: str) -> str:
+    """Return an SVG that brings the report's style along, for use outside of one."""
+    style = "svg{background:var(--paper)}" + STYLE[: STYLE.index("*{box-sizing")]
+    style += STYLE[STYLE.index("svg text{") : STYLE.index(".wide{")]
+    return figure.replace("</title>", f"</title><style>{style}</style>", 1)
+
+
 def write_report(folder: Path) -> Path:
     """Write report.html into a finished run folder and return its path."""
     path = folder / "report.html"

@@ -183,6 +183,9 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--fine-tune", type=int, default=4)
     parser.add_argument("--statics", type=int, default=10)
+    parser.add_argument(
+        "--first", type=int, default=0, help="the first of them to train; several processes may share them"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -198,7 +201,7 @@ def main() -> int:
         if options.only in (None, "front"):
             piece(out / "front.json", lambda: run_front(images, options, out), options)
         if options.only in (None, "static"):
-            for number in range(options.statics):
+            for number in range(options.first, options.statics):
                 piece(out / f"static-{number:02}.json", lambda n=number: run_static(images, options, n), options)
     table(out)
     return 0

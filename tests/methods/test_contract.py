@@ -39,6 +39,7 @@ CASES: dict[str, Any] = {
     "shrink to a size": Shrink(strength=TowardSize(100, start=0.02), rule=Threshold(0.05), lr_scale=2.0),
     "shrink convolutions": Shrink(strength=Geometric(0.02, 0.2), cost="macs", init="uniform", weight_strength=1e-4),
     "shrink convolutions slowly": Shrink(strength=0.1, cost="latency", every=5, weight_strength=1e-4, weight_power=1),
+    "shrink sums": Shrink(strength=0.1, init="uniform", sums=True, every=5),
     "group lasso": GroupLasso(strength=1.0),
     "group lasso, columns": GroupLasso(strength=Geometric(0.1, 2.0), groups="columns", every=5),
     "group lasso, sub-gradient": GroupLasso(strength=0.02, proximal=False, threshold=0.3, groups="columns"),
@@ -50,7 +51,13 @@ CASES: dict[str, Any] = {
     "l0 convolutions": L0(strength=0.1, open=0.3, lr_scale=5.0, cost="parameters"),
 }
 #: Cases on a network of convolutions, and on one whose norms stand before every activation.
-CONVOLUTIONS = {"shrink convolutions", "shrink convolutions slowly", "group lasso, columns", "l0 convolutions"}
+CONVOLUTIONS = {
+    "shrink convolutions",
+    "shrink sums",
+    "shrink convolutions slowly",
+    "group lasso, columns",
+    "l0 convolutions",
+}
 NORMED = {"slimming"}
 BATCH, STEPS = 32, 8
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pared
 from helpers import Branched, branched, images
@@ -177,7 +178,7 @@ def test_numbers_are_initial_values_too() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_in_random_networks_every_switch_can_lose_factors(seed: int) -> None:
     net, x, rng = random_net(seed), torch.randn(3, 3, 6, 6, dtype=torch.float64), random.Random(seed)
-    placed = pared.add_switches(net, x)
+    placed = pared.add_switches(net, x, sums=seed % 2 == 1)
     gone: dict[str, list[int]] = {}
     for name in placed.switches:
         if not isinstance(net.get_submodule(name.rpartition(".")[0]), Switched):
@@ -250,3 +251,31 @@ def test_a_compiled_network_is_bound_by_what_it_wraps() -> None:
     session.remove()
     assert net.inner.out_channels == 4
     torch.testing.assert_close(net(x), before)
+
+
+def test_a_residual_sum_is_switched_as_one() -> None:
+    net, (x, y) = resnet((2, 1), outputs=2, channels=2, width=4), images()
+    plain = copy.deepcopy(net).eval()
+    placed = pared.add_switches(net, x[:2], sums=True)
+    assert set(placed.layers.values()) >= {"0 and 2 more", "5.conv2 and 1 more"}
+    assert list(placed.skipped) == ["8"]  # the last layer
+    assert torch.equal(net.eval()(x), plain(x))
+    shared = placed.switches["1.switch"]
+    assert sum(module.theta is shared.theta for module in net.modules() if isinstance(module, Switch)) == 3
+    session = pared.Shrink(every=1).bind(net, torch.optim.Adam(net.parameters(), 1e-3), x[:2])
+    with torch.no_grad():
+        shared.theta.copy_(torch.tensor([0.7, 0.0, -1.2, 1.0]))
+    shared.alive[1] = False
+    net.train()
+    F.cross_entropy(net(x), y).backward()
+    session.step()
+    assert [(event.layer, event.index) for event in session.events] == [("0 and 2 more", (1,))]
+    widths = {name: module.out_channels for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    assert {name for name, width in widths.items() if width == 3} == {"0", "3.conv2", "4.conv2"}
+    assert all(
+        module.theta is shared.theta for module in net.modules() if isinstance(module, Switch) and module.channels == 3
+    )
+    net.eval()
+    small = session.realize()
+    torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-5)
+    assert not any(type(module).__module__ == "pared.nn.switch" for module in small.modules())

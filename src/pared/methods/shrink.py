@@ -15,7 +15,7 @@ from pared.methods.costs import Cost, Costs, check_cost
 from pared.methods.rules import EachSwitch, Rule, SignVariance
 from pared.methods.session import Session, updates_per_removal
 from pared.methods.strengths import Strength
-from pared.methods.switches import Switches, add_switches, refusals, switches_of, whole
+from pared.methods.switches import Switches, add_switches, refusals, switches_of, titles, whole
 from pared.nn import Select, Switch
 from pared.nn.switch import Init, check_init
 from pared.penalties import l1
@@ -38,6 +38,7 @@ class Shrink:
             decay of the optimizer, as the paper's experiments did.
         weight_power: p of equation 2, 1 or 2.
         lr_scale: the learning rate of switches over that of the optimizer's first group, > 0; 1 as in the paper.
+        sums: also switch residual sums, each as one (`pared.add_switches`); the paper keeps their size.
         inputs: also switch the inputs of an `nn.Sequential` of linear layers, which then are asked for no longer
             (`session.inputs`).
         input_sizes: neighbouring inputs that live and die together, as group sizes; one each when None.
@@ -54,6 +55,7 @@ class Shrink:
     weight_strength: float = 0.0
     weight_power: int = 2
     lr_scale: float = 1.0
+    sums: bool = False
     inputs: bool = False
     input_sizes: Sequence[int] | None = None
 
@@ -127,11 +129,11 @@ class Shrink:
         if self.inputs:
             self._switch_inputs(model, example, generator)
         if not own:
-            return add_switches(model, example, init=self.init, generator=generator)
+            return add_switches(model, example, init=self.init, sums=self.sums, generator=generator)
         graph, found = surgery.graph(model, example), switches_of(model)
         for name, reason in refusals(graph, model, own).items():
             raise SurgeryError(f"switch {name!r} cannot lose a factor: {reason}")
-        return Switches(found, {name: graph.at(f"{name}.theta").name for name in found}, {}, graph)
+        return Switches(found, titles(found, model, graph), {}, graph)
 
     def _switch_inputs(self, model: nn.Module, example: Example, generator: torch.Generator | None) -> None:
         """Put a `Select` first, and a switch behind whatever precedes the first Linear, into which it can be folded."""

@@ -1,6 +1,6 @@
 """Where switches go: on the units of every layer that can lose them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,19 +44,26 @@ class Switches:
 
 
 def add_switches(
-    model: nn.Module, example: Example, *, init: Init = "ones", generator: torch.Generator | None = None
+    model: nn.Module,
+    example: Example,
+    *,
+    init: Init = "ones",
+    sums: bool = False,
+    generator: torch.Generator | None = None,
 ) -> Switches:
     """Put a switch behind every layer of `model` that can lose units, in place, and say which were skipped and why.
 
     A switch stands behind the batch or instance norm that follows its layer, else behind the layer itself, before the
-    activation; never behind the last layer, and never on units that a sum ties to other layers' units. Each place is
-    tried out: a unit that is switched off must be removable without changing the network's output. Layer and switch
-    become one `pared.nn.Switched` under the layer's name. With `init="ones"` the network computes what it did.
+    activation; never behind the last layer, and on units that a sum ties to other layers' only with `sums`: then all
+    layers that are summed share one switch's factors. Each place is tried out: a unit that is switched off must be
+    removable without changing the network's output. Layer and switch become one `pared.nn.Switched` under the layer's
+    name. With `init="ones"` the network computes what it did.
 
     Args:
         model: any network that `torch.export` can follow; switches it holds already stay and count.
         example: what the forward pass takes, as for `pared.graph`.
         init: how switches start, see `pared.nn.Switch`.
+        sums: whether residual sums are switched too, each as one.
         generator: where random factors are drawn from.
 
     Raises:
@@ -65,10 +72,12 @@ def add_switches(
     Source: ShrinkNets (arXiv 1806.03723), section 2.2 and figure 2: conv, norm, switch, relu.
     """
     check_init(init)
-    return place_switches(model, example, lambda units, dim, like: _switch(units, dim, init, generator, like))
+    return place_switches(
+        model, example, lambda units, dim, like: _switch(units, dim, init, generator, like), sums=sums
+    )
 
 
-def place_switches(model: nn.Module, example: Example, make: Make) -> Switches:
+def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool = False) -> Switches:
     """Put what `make` makes of a number of units, their axis and a weight like theirs behind every layer that can."""
     before = surgery.graph(model, example)
     with whole(model):
@@ -80,27 +89,69 @@ def place_switches(model: nn.Module, example: Example, make: Make) -> Switches:
         fixed = {place: _fixed(graph, _name(place)) for place in places}
         skipped |= {place.layer: reason for place, reason in fixed.items() if reason is not None}
         silences = {place: _silence(graph, model, _name(place)) for place in places if fixed[place] is None}
-        chosen = choose_places(list(silences), silences, Trial(graph, model), skipped) if silences else []
+        trial = Trial(graph, model) if silences else None
+        chosen = choose_places(list(silences), silences, trial, skipped) if trial else []
+        shared = _shared(silences, {place.space for place in chosen}, trial) if trial and sums else []
+        used = {*chosen, *(place for group in shared for place in group)}
         for place in places:
-            if place not in chosen:
+            if place not in used:
                 _put(model, place.anchor, model.get_submodule(f"{place.anchor}.layer"))
-        graph = surgery.graph(model, example) if len(chosen) < len(places) else graph
+        for group in shared:
+            _tie(model, group)
+        graph = surgery.graph(model, example) if len(used) < len(places) or shared else graph
         found = switches_of(model)
         if not found:
             raise SurgeryError(
                 "no layer of the network can lose units, so there is nothing to shrink: "
                 + ("; ".join(f"{layer}: {reason}" for layer, reason in skipped.items()) or "it has no layers")
             )
-    layers = {_name(place): place.layer for place in chosen}
-    for name in found:
-        space = space_of(graph, name)
-        layers.setdefault(name, space.name if space else name)
-    return Switches(found, layers, reasons(skipped, before, {place.space for place in chosen}), graph)
+    layers = titles(found, model, graph, {_name(place): place.layer for place in used})
+    return Switches(found, layers, reasons(skipped, before, {place.space for place in used}), graph)
 
 
 def switches_of(model: nn.Module) -> dict[str, Switch]:
-    """Return the switches of `model` by name, in its order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Switch)}
+    """Return the switches of `model` by name, in its order; of those that share their factors the first."""
+    found: dict[int, tuple[str, Switch]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Switch):
+            found.setdefault(id(module.theta), (name, module))
+    return dict(found.values())
+
+
+def _shared(silences: Mapping[Place, Silence], taken: Collection[str], trial: Trial) -> list[list[Place]]:
+    """The places of each space that none alone but all together can silence."""
+    spaces: dict[str, list[Place]] = {}
+    for place in silences:
+        if place.space not in taken:
+            spaces.setdefault(place.space, []).append(place)
+    return [group for group in spaces.values() if trial.refusal([_together(group, silences)]) is None]
+
+
+def _together(group: Sequence[Place], silences: Mapping[Place, Silence]) -> Silence:
+    slots = tuple(slot for place in group for slot in silences[place].slots)
+    return Silence(silences[group[0]].space, slots)
+
+
+def _tie(model: nn.Module, group: Sequence[Place]) -> None:
+    """Let all switches of a group have the factors of the first."""
+    first, *others = (model.get_submodule(_name(place)) for place in group)
+    assert isinstance(first, Switch)
+    for other in others:
+        assert isinstance(other, Switch)
+        other.theta = first.theta
+        other.alive = first.alive
+
+
+def titles(
+    switches: Mapping[str, Switch], model: nn.Module, graph: Graph, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return what to call each switch: the layer it is `known` to stand behind, else its space; several share one."""
+    told: dict[str, str] = {}
+    for name, switch in switches.items():
+        others = sum(isinstance(m, Switch) and m.theta is switch.theta for m in model.modules()) - 1
+        layer = (known or {}).get(name) or getattr(space_of(graph, name), "name", name)
+        told[name] = f"{layer} and {others} more" if others else layer
+    return told
 
 
 def refusals(graph: Graph, model: nn.Module, names: Sequence[str]) -> dict[str, str]:

@@ -169,16 +169,18 @@ class _Work:
     def _one(self, journal: Journal, context: Context, trial: "optuna.Trial") -> str:
         place = trial.user_attrs["place"]
         title = f"trial {place + 1} of {self.trials}"
-        choice, began = draw(trial, self.over, self.asked.settings.hidden, self.least_width), time.perf_counter()
+        choice = draw(trial, self.over, self.asked.settings.hidden, self.least_width)
+        began, spent = time.perf_counter(), time.process_time()
         try:
             point, epochs = train_trial(
                 context, choice, place, lambda epoch, score: journal.goes_on(trial, epoch, score)
             )
         except Dropped:
-            journal.drop(trial, time.perf_counter() - began)
+            journal.drop(trial, {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - spent})
             return f"{title}: given up early"
-        seconds = time.perf_counter() - began
-        record = self._record(point, place) | {"epochs": epochs, "seconds": seconds, "drawn": dict(trial.params)}
+        seconds, spent = time.perf_counter() - began, time.process_time() - spent
+        record = self._record(point, place) | {"epochs": epochs, "seconds": seconds, "cpu_seconds": spent}
+        record["drawn"] = dict(trial.params)
         trial.set_user_attr("record", record)
         journal.finish(trial, log_size(record["params"]), point.score)
         show = self.asked.judge.metric.format
@@ -197,7 +199,7 @@ class _Work:
     def told(self, interrupted: bool) -> Search:
         """Write search.json and open it."""
         journal = self.journal()
-        records = journal.finished()
+        records, dropped = journal.finished(), journal.dropped()
         summary = {
             "format": "pared.search",
             "version": 1,
@@ -207,8 +209,9 @@ class _Work:
             "sampler": self.sampler,
             "over": self.over,
             "seed": self.asked.settings.seed,
-            "seconds": sum(record["seconds"] for record in records) + sum(journal.dropped()),
-            "dropped": len(journal.dropped()),
+            "seconds": sum(record["seconds"] for record in [*records, *dropped]),
+            "cpu_seconds": sum(record["cpu_seconds"] for record in [*records, *dropped]),
+            "dropped": len(dropped),
             "interrupted": interrupted,
             "trials": records,
             "versions": versions(),

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -85,10 +85,10 @@ class Journal:
         with quiet():
             self.study.tell(trial, score if self.sampler == "hyperband" else (size, score))
 
-    def drop(self, trial: "optuna.Trial", seconds: float) -> None:
-        """Note that a trial was given up early, after so many seconds."""
+    def drop(self, trial: "optuna.Trial", record: Mapping[str, float]) -> None:
+        """Note that a trial was given up early, and what it took."""
         with quiet():
-            trial.set_user_attr("seconds", seconds)
+            trial.set_user_attr("record", dict(record))
             self.study.tell(trial, state=_optuna().trial.TrialState.PRUNED)
 
     def goes_on(self, trial: "optuna.Trial", epoch: int, score: float) -> bool:
@@ -104,9 +104,9 @@ class Journal:
         records = [dict(trial.user_attrs["record"]) for trial in self._in("COMPLETE")]
         return sorted(records, key=lambda record: record["place"])
 
-    def dropped(self) -> list[float]:
-        """Return the seconds spent on each trial that was given up early."""
-        return [trial.user_attrs["seconds"] for trial in self._in("PRUNED")]
+    def dropped(self) -> list[dict[str, float]]:
+        """Return what each trial took that was given up early."""
+        return [dict(trial.user_attrs["record"]) for trial in self._in("PRUNED")]
 
     def _in(self, state: str) -> list[Any]:
         states = (_optuna().trial.TrialState[state],)

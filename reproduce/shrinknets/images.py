@@ -2,6 +2,7 @@
 
     python reproduce/shrinknets/images.py --data DIR                 # DIR/fashion-mnist/*.gz, or $PARED_DATA
     python reproduce/shrinknets/images.py --data DIR --only front --rows 20000 --epochs 16
+    python reproduce/shrinknets/images.py --data DIR --only trained --plan 16,16,0,32,32,0,64,0 --rows 16000 --out OUT
     python reproduce/shrinknets/images.py --data DIR --only table    # what is there so far
 
 Each piece lands as one JSON file under --out and is not run again; the shrinking run goes on after every epoch it has
@@ -33,13 +34,14 @@ from pared.models import vgg
 from pared.train.batches import train_on
 from pared.train.context import Observer
 
-PLAN = (64, 64, 0, 128, 128, 0, 256, 0)
+PLAN = "64,64,0,128,128,0,256,0"  # widths, 0 for a pooling layer
 VALIDATION, BATCH, LR = 5_000, 128, 1e-3
 
 
-def network(seed: int, width: float = 1.0) -> nn.Sequential:
+def network(plan: str, seed: int, width: float = 1.0) -> nn.Sequential:
     """Return the small VGG for 28 x 28 grey images."""
-    return vgg(PLAN, channels=1, size=28, width=width, generator=torch.Generator().manual_seed(seed))
+    widths = [int(item) for item in plan.split(",")]
+    return vgg(widths, channels=1, size=28, width=width, generator=torch.Generator().manual_seed(seed))
 
 
 class Images:
@@ -93,7 +95,7 @@ def run_front(images: Images, options: argparse.Namespace, out: Path) -> dict[st
         print(json.dumps(line), flush=True)
 
     result = pared.shrink(
-        network(options.seed),
+        network(options.plan, options.seed),
         images.loader(options.seed + 1),
         images.accuracy,
         max_drop=1.0,
@@ -114,6 +116,35 @@ def run_front(images: Images, options: argparse.Namespace, out: Path) -> dict[st
     }
 
 
+def train(images: Images, model: nn.Module, epochs: int, seed: int) -> None:
+    """Train plainly, the learning rate falling along a cosine."""
+    optimizer, loader = torch.optim.Adam(model.parameters(), lr=LR), images.loader(seed)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
+    for _ in range(epochs):
+        train_on(model, optimizer, loader, F.cross_entropy, after_step=schedule.step)
+
+
+def run_trained(images: Images, options: argparse.Namespace) -> dict[str, Any]:
+    """A network that is trained already, and what `pared.shrink` makes of it at one point of accuracy."""
+    model = network(options.plan, options.seed)
+    train(images, model, options.epochs, options.seed + 2)
+    result = pared.shrink(
+        model,
+        images.loader(options.seed + 1),
+        images.accuracy,
+        max_drop=1.0,
+        epochs=options.epochs,
+        fine_tune=options.fine_tune,
+        observer=Observer(note=lambda line: print(line, flush=True)),
+    )
+    print(result)
+    return {
+        "dense": record(images, result.dense.model),
+        "front": [record(images, p.model, chosen=p is result.chosen, epoch=p.epoch) for p in result.front],
+        "seconds": result.seconds,
+    }
+
+
 def run_static(images: Images, options: argparse.Namespace, number: int) -> dict[str, Any]:
     """A network of fixed width, its factor drawn evenly on a logarithmic scale so that sizes cover the front.
 
@@ -121,11 +152,8 @@ def run_static(images: Images, options: argparse.Namespace, number: int) -> dict
     """
     generator = torch.Generator().manual_seed(1000 * options.seed + number)
     width = math.exp(torch.empty(1).uniform_(math.log(0.07), math.log(0.5), generator=generator).item())
-    model, began, epochs = network(number, width), time.perf_counter(), options.epochs + options.fine_tune
-    optimizer, loader = torch.optim.Adam(model.parameters(), lr=LR), images.loader(number)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader))
-    for _ in range(epochs):
-        train_on(model, optimizer, loader, F.cross_entropy, after_step=schedule.step)
+    model, began = network(options.plan, number, width), time.perf_counter()
+    train(images, model, options.epochs + options.fine_tune, number)
     return record(images, model, width=width, seconds=time.perf_counter() - began)
 
 
@@ -178,7 +206,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=os.environ.get("PARED_DATA"))
     parser.add_argument("--set", default="fashion-mnist", choices=["fashion-mnist", "mnist"])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", choices=["front", "static", "table"])
+    parser.add_argument("--only", choices=["front", "static", "trained", "table"])
+    parser.add_argument("--plan", default=PLAN, help="widths, 0 for a pooling layer")
     parser.add_argument("--rows", type=int, default=55_000, help="training images, at most 55,000")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--fine-tune", type=int, default=4)
@@ -200,6 +229,8 @@ def main() -> int:
         images = Images(Path(options.data) / options.set, options.rows, options.seed)
         if options.only in (None, "front"):
             piece(out / "front.json", lambda: run_front(images, options, out), options)
+        if options.only == "trained":
+            piece(out / "trained.json", lambda: run_trained(images, options), options)
         if options.only in (None, "static"):
             for number in range(options.first, options.statics):
                 piece(out / f"static-{number:02}.json", lambda n=number: run_static(images, options, n), options)

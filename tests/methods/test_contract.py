@@ -40,6 +40,7 @@ CASES: dict[str, Any] = {
     "shrink convolutions": Shrink(strength=Geometric(0.02, 0.2), cost="macs", init="uniform", weight_strength=1e-4),
     "shrink convolutions slowly": Shrink(strength=0.1, cost="latency", every=5, weight_strength=1e-4, weight_power=1),
     "shrink sums": Shrink(strength=0.1, init="uniform", sums=True, every=5),
+    "shrink kernels": Shrink(strength=0.1, init="uniform", kernels=True),
     "group lasso": GroupLasso(strength=1.0),
     "group lasso, columns": GroupLasso(strength=Geometric(0.1, 2.0), groups="columns", every=5),
     "group lasso, sub-gradient": GroupLasso(strength=0.02, proximal=False, threshold=0.3, groups="columns"),

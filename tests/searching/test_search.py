@@ -10,12 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pared
+from helpers import task
 from pared.errors import ConfigError, RunError
 from pared.searching import Search
 from pared.searching.journal import Journal
-from pared.searching.space import draw
-from pared.train.context import Observer
+from pared.searching.space import Choice, draw
+from pared.searching.trial import PATIENCE, train_trial
+from pared.train.arrays import Arrays
+from pared.train.context import Context, Observer
 from pared.train.half import SecondHalf
+from pared.train.settings import Settings
 
 OPTIONS: dict[str, Any] = {"epochs": 6, "hidden": (16, 8), "batch_size": 16, "least_width": 2}
 
@@ -69,6 +73,17 @@ def test_the_best_of_the_second_half(scores: list[int]) -> None:
     half = len(scores) // 2
     best = max(scores[half:])
     assert kept.best() == half + scores[half:].index(best)
+
+
+def test_a_plateau_lowers_the_learning_rate_and_ends_the_trial() -> None:
+    x, y = task(64)
+    settings = Settings(epochs=400, hidden=(4,), batch_size=32)
+    context = Context(Arrays(x, y), Arrays(x, y), 2, settings, lambda outputs, y, w: 0.5, 0.5)
+    seen: list[int] = []
+    choice = Choice((4,), lr=1e-3, weight_decay=0.0)
+    point, epochs = train_trial(context, choice, 0, lambda epoch, score: not seen.append(epoch))
+    assert epochs == len(seen) == 1 + 4 * (PATIENCE + 1)  # a tenth four times, from 1e-3 to 1e-7
+    assert point.epoch == epochs // 2  # the first of equals in the second half
 
 
 @pytest.mark.parametrize(("sampler", "over"), [("random", "widths"), ("tpe", "strength"), ("hyperband", "widths")])

@@ -17,7 +17,7 @@ from pared.methods.costs import Costs
 from pared.methods.parts import Judge, Pressure
 from pared.methods.selectors import Selected, Units
 from pared.methods.strengths import Progress, Strength
-from pared.nn import Select, Switch
+from pared.nn import Select, Switch, crop_kernels
 
 FORMAT = 4
 
@@ -40,7 +40,8 @@ class Session:
     `optimizer.zero_grad()`. A loop that calls `optimizer.step()` itself, or lets a wrapper of it do so, does the same:
     selectors are judged, and what is dead removed, right behind the optimizer's step, wherever that is called.
     `strength` may be changed at any time, unless a schedule moves it. `events` says what died, when, and `on_event` is
-    called with each; `steps` counts optimizer steps. `selectors` say who is alive; `copies` of the network, which follow
+    called with each; `steps` counts optimizer steps. `selectors` say who is alive, and those
+    with an entry in `slots` are removed while the network trains; `copies` of the network, which follow
     its removals, are a method's own, as of weights to rewind to.
     """
 
@@ -70,7 +71,7 @@ class Session:
         self.costs = costs or Costs("none", surgery.bare(model), self.graph, ())
         self.weights = self.costs.weights(self.slots)
         self.params = self.start_params = self._count()
-        self.least_params = self.params_with({name: [0] for name in self.selectors})
+        self.least_params = self.params_with({name: [0] for name in self.slots})
         self.averaged: list[nn.Module] = []
         self.copies: dict[str, nn.Module] = {}
         self.steps = 0
@@ -197,7 +198,7 @@ class Session:
         keep = {
             name: selector.alive.nonzero().flatten().tolist()
             for name, selector in self.selectors.items()
-            if not bool(selector.alive.all())
+            if name in self.slots and not bool(selector.alive.all())
         }
         if not keep:
             return
@@ -244,7 +245,7 @@ class Session:
         selects = any(isinstance(module, Select) for module in model.modules())
         small = surgery.fold(model) if selects else surgery.fold_by(model, self.graph)
         small.zero_grad(set_to_none=True)
-        return small
+        return crop_kernels(small)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, selectors, copies, steps, strength, events."""

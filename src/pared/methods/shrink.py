@@ -16,7 +16,7 @@ from pared.methods.rules import EachSwitch, Rule, SignVariance
 from pared.methods.session import Session, updates_per_removal
 from pared.methods.strengths import Strength
 from pared.methods.switches import Switches, add_switches, refusals, switches_of, titles, whole
-from pared.nn import Select, Switch
+from pared.nn import KernelSwitch, Select, Switch, switch_kernels
 from pared.nn.switch import Init, check_init
 from pared.penalties import l1
 from pared.surgery import Example
@@ -38,6 +38,8 @@ class Shrink:
             decay of the optimizer, as the paper's experiments did.
         weight_power: p of equation 2, 1 or 2.
         lr_scale: the learning rate of switches over that of the optimizer's first group, > 0; 1 as in the paper.
+        kernels: also switch the positions of kernels (the paper's section 6); they die while the network trains, and
+            `realize` cuts kernels down to what is left.
         sums: also switch residual sums, each as one (`pared.add_switches`); the paper keeps their size.
         inputs: also switch the inputs of an `nn.Sequential` of linear layers, which then are asked for no longer
             (`session.inputs`).
@@ -56,6 +58,7 @@ class Shrink:
     weight_power: int = 2
     lr_scale: float = 1.0
     sums: bool = False
+    kernels: bool = False
     inputs: bool = False
     input_sizes: Sequence[int] | None = None
 
@@ -106,14 +109,16 @@ class Shrink:
         with whole(net):
             switches = self._switches(net, example, generator)
             costs = Costs(self.cost, net, switches.graph, example)
-        for switch in switches.switches.values():
+        kernels = _kernels_of(net)
+        found = {**switches.switches, **kernels}
+        for switch in found.values():
             self.rule.attach(switch)
-        bind_switches(switches.switches, optimizer, self.lr_scale)
-        selected = switches.selected()
+        bind_switches(found, optimizer, self.lr_scale)
+        selected = replace(switches.selected(), selectors=found, layers=_titles(net, switches))
         return Session(
             model,
             optimizer,
-            replace(selected, layers=_titles(net, switches)),
+            selected,
             pressure=_Pressure(self.weight_strength, self.weight_power),
             judge=EachSwitch(self.rule),
             every=every,
@@ -125,6 +130,8 @@ class Shrink:
 
     def _switches(self, model: nn.Module, example: Example, generator: torch.Generator | None) -> Switches:
         """The switches that the network has, or is given."""
+        if self.kernels:
+            switch_kernels(model, init=self.init, generator=generator)
         own = list(switches_of(model))
         if self.inputs:
             self._switch_inputs(model, example, generator)
@@ -166,7 +173,7 @@ class _Pressure:
         Source: ShrinkNets (arXiv 1806.03723), equation 2; its p-th power as in equations 8 and 9.
         """
         thetas = [switch.theta for switch in session.switches.values()]
-        weighed = [theta * session.weights[name] for name, theta in zip(session.switches, thetas, strict=True)]
+        weighed = [theta * session.weights.get(name, 1.0) for name, theta in zip(session.switches, thetas, strict=True)]
         total = session.strength * l1(weighed)
         if self.weight_strength:
             mine = set(map(id, thetas))
@@ -189,6 +196,10 @@ def _titles(model: nn.Module, switches: Switches) -> dict[str, str]:
     inputs = [name for name, switch in switches.switches.items() if any(switch is m for m in layers[:first])]
     hidden = [name for name in switches.switches if name not in inputs]
     return dict.fromkeys(inputs, "inputs") | {name: f"hidden {place}" for place, name in enumerate(hidden, 1)}
+
+
+def _kernels_of(model: nn.Module) -> dict[str, KernelSwitch]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, KernelSwitch)}
 
 
 def _after(model: nn.Module, name: str) -> tuple[nn.Sequential, int]:

@@ -11,7 +11,7 @@ from pared import surgery
 from pared.errors import SurgeryError
 from pared.methods.places import Place, Silence, Trial, choose_places, find_places, reasons
 from pared.methods.selectors import Selected
-from pared.nn import Switch, Switched
+from pared.nn import KernelSwitch, Switch, Switched
 from pared.nn.switch import Init, check_init
 from pared.surgery import Example, Graph, Slot, Space
 
@@ -110,10 +110,10 @@ def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool
 
 
 def switches_of(model: nn.Module) -> dict[str, Switch]:
-    """Return the switches of `model` by name, in its order; of those that share their factors the first."""
+    """Return the switches on units of `model` by name, in its order; of those that share their factors the first."""
     found: dict[int, tuple[str, Switch]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Switch):
+        if isinstance(module, Switch) and not isinstance(module, KernelSwitch):
             found.setdefault(id(module.theta), (name, module))
     return dict(found.values())
 

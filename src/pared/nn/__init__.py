@@ -1,8 +1,21 @@
 """Layers that carry structure."""
 
 from pared.nn.hard_concrete import HardConcrete
+from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.select import Select
 from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
 
-__all__ = ["HardConcrete", "Select", "Switch", "Switched", "Zero"]
+__all__ = [
+    "HardConcrete",
+    "KernelSwitch",
+    "Select",
+    "Switch",
+    "Switched",
+    "SwitchedConv1d",
+    "SwitchedConv2d",
+    "SwitchedConv3d",
+    "Zero",
+    "crop_kernels",
+    "switch_kernels",
+]

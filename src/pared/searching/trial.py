@@ -59,7 +59,7 @@ def _epochs(context: Context, choice: Choice, place: int) -> Iterator[tuple[int,
     session = None if choice.strength is None else _bind(context, choice, model, optimizer, generator)
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.1, patience=PATIENCE)
     epoch = 0
-    while epoch < context.epochs and optimizer.param_groups[0]["lr"] > LEAST_LR:
+    while epoch < context.epochs and optimizer.param_groups[0]["lr"] > 1.001 * LEAST_LR:
         train_epoch(
             model, optimizer, context.train, batch_size=context.batch_size, generator=generator, session=session
         )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.nn import Switch, Switched
+from pared.nn import KernelSwitch, Switch, Switched
 from pared.surgery.axes import find
 from pared.surgery.constants import HANDLERS, Known, full
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME, WEIGHTED
@@ -37,7 +37,7 @@ class Folder:
         """Fold every switch that can be; return the names of those that stay."""
         left = []
         for path, module in list(self.model.named_modules()):
-            if isinstance(module, Switch):
+            if isinstance(module, Switch) and not isinstance(module, KernelSwitch):
                 if self._fold(path, module):
                     self._take_out(path)
                 else:

@@ -116,6 +116,16 @@ class TestGroupLasso:
         assert torch.isfinite(grad).all()
         assert (grad[3] == 0).all()
 
+    def test_weights_that_the_optimizer_does_not_have_stay(self) -> None:
+        net, x = network(), task()[0]
+        before = net.get_parameter("0.weight").detach().clone()
+        optimizer = torch.optim.SGD([*net[2].parameters(), *net[4].parameters()], 0.2)
+        session = GroupLasso(0.5, every=1).bind(net, optimizer, x[:2])
+        session.step()
+        assert torch.equal(net.get_parameter("0.weight"), before)
+        with pytest.raises(ConfigError, match="holds none of the network's parameters"):
+            GroupLasso(0.5, every=1).bind(copy.deepcopy(net), optimizer, x[:2])
+
     def test_the_last_unit_stays(self) -> None:
         x, y = task()
         session = bound(GroupLasso(100.0, every=1), network(), x)

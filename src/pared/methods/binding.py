@@ -19,7 +19,7 @@ def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse what would fail later, before anything is changed.
 
     Raises:
-        ConfigError: a scheduler exists already.
+        ConfigError: a scheduler exists already, or the optimizer is another network's.
         SurgeryError: the network is bound already, or the optimizer cannot follow a removal.
     """
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
@@ -29,6 +29,11 @@ def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
         )
     if any(switch.bound for switch in switches_of(model).values()):
         raise SurgeryError("the network is bound already; bind a network once, or use session.load_state_dict to go on")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in model.parameters()):
+        raise ConfigError(
+            "the optimizer holds none of the network's parameters; make it of the very network that is bound, not of a copy"
+        )
     surgery.refuse_optimizer(optimizer)
 
 

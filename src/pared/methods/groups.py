@@ -69,7 +69,9 @@ class GroupNorms:
         for item in self._members(session, name):
             parameter = session.parameter(item.tensor)
             weight = parameter.movedim(item.axis, 0)
-            each = torch.cat([factors(rates[id(parameter)]), torch.ones(1, device=weight.device, dtype=weight.dtype)])
+            each = torch.cat(
+                [factors(rates.get(id(parameter), 0.0)), torch.ones(1, device=weight.device, dtype=weight.dtype)]
+            )
             weight.mul_(each[item.unit.to(weight.device)].view(-1, *[1] * (weight.ndim - 1)))
 
     def _members(self, session: Session, name: str) -> list[Members]:

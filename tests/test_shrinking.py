@@ -123,6 +123,16 @@ def test_a_run_goes_on_where_it_was_stopped(killed_after: int, tmp_path: Path) -
     assert not list(tmp_path.rglob("*.pt"))
 
 
+def test_sizes_passed_within_an_epoch_are_kept(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = []
+    whole = shrunk(epochs=5, fine_tune=0, folder=tmp_path, observer=Observer(epoch=records.append))
+    epochs = [record["params"] for record in records if record["phase"] == "shrink"]
+    taken = len(list((tmp_path / "snapshots").iterdir()))
+    assert taken > len(epochs)
+    again = shrunk(epochs=5, fine_tune=0, folder=tmp_path)
+    assert [(p.params, p.score, p.epoch) for p in again.front] == [(p.params, p.score, p.epoch) for p in whole.front]
+
+
 def test_an_interrupt_keeps_what_there_is() -> None:
     def stop(record: dict[str, Any]) -> None:
         if record["phase"] == "shrink" and record["params"] < 600:

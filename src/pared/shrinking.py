@@ -3,8 +3,9 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pared.methods.strengths import TowardSize
 from pared.train.batches import Loss, call, first_rows, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
-from pared.train.shrunk import Shrunk, Smaller, candidates, check_drop, choose, fits, front
+from pared.train.shrunk import PER_DECADE, Shrunk, Smaller, candidates, check_drop, choose, fits, front
 
 #: A network that has hardly shrunk is no point of the front: the one it began as stands for its size.
 SHRUNK = 0.9
@@ -53,9 +54,10 @@ def shrink(
 ) -> Shrunk:
     """Return smaller networks than `model`, trained, and the one of them that was asked for.
 
-    The network's units die one after the other under a rising pressure, a copy being taken after every epoch; one copy
-    of every size class is then trained on without pressure, its learning rate falling to 0 along a cosine, and the last
-    of it counts. `model` itself is left as it is. Ctrl-C ends the run and keeps what there is.
+    The network's units die one after the other under a rising pressure, a copy being taken after every epoch and at
+    every size class that is passed within one. One copy of every size class is then trained on without pressure, its
+    learning rate falling to 0 along a cosine, and the last of it counts. `model` itself is left as it is. Ctrl-C ends the
+    run and keeps what there is.
 
     Args:
         model: any network that `torch.export` can follow, trained or not, on the device to train on.
@@ -117,7 +119,7 @@ class _Run:
     folder: Path | None = None
     events: list[Event] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    strengths: list[float] = field(default_factory=list)
+    taken: list[list[Any]] = field(default_factory=list)
     example: Any = None
 
     def learn(self, wishes: dict[str, float]) -> Shrunk:
@@ -178,37 +180,48 @@ class _Run:
             )
 
     def _shrink(self, session: Session, snapshots: list[Smaller], wishes: dict[str, float]) -> None:
-        """Fill `snapshots`, one an epoch; go on for up to as many epochs more while nothing fits the wishes."""
+        """Fill `snapshots`, one an epoch and one a size class; go on for up to as many epochs more while nothing fits."""
         model, optimizer = session.model, session.optimizer
         for epoch in range(self._resume(session, snapshots), 2 * self.epochs):
             if epoch >= self.epochs and fits(snapshots[-1], wishes):
                 break
             began = time.perf_counter()
-            loss = train_on(model, optimizer, self.loader, self.loss, session=session)
-            small = session.realize()
-            recalibrate(small, self.loader)
-            point = self._judged(small, epoch, session.strength)
-            snapshots.append(point)
+            passed: list[tuple[nn.Module, float]] = []
+            watch = partial(self._watch, session, passed, min((point.params for point in snapshots), default=math.inf))
+            loss = train_on(model, optimizer, self.loader, self.loss, session=session, after_step=watch)
+            passed.append((session.realize(), session.strength))
+            points = [self._taken(small, epoch, strength) for small, strength in passed]
+            snapshots += points
             self.observer.epoch(
                 {
                     "phase": "shrink",
                     "epoch": epoch,
                     "loss": loss,
-                    "score": point.score,
-                    "params": point.params,
-                    "macs": point.macs,
+                    "score": points[-1].score,
+                    "params": points[-1].params,
+                    "macs": points[-1].macs,
                     "strength": session.strength,
                     "seconds": time.perf_counter() - began,
                 }
             )
-            self._save(session, point)
+            self._save(session, points, len(snapshots))
         session.detach()
+
+    def _watch(self, session: Session, passed: list[tuple[nn.Module, float]], least: float) -> None:
+        """Take a copy within an epoch too, whenever a size class has been passed; it is judged when the epoch is over."""
+        least = min([least, session.start_params, *(parameters(small) for small, _ in passed)])
+        if session.params * 10 ** (1 / PER_DECADE) <= least and session.steps % self.steps:
+            passed.append((session.realize(), session.strength))
+
+    def _taken(self, small: nn.Module, epoch: int, strength: float) -> Smaller:
+        recalibrate(small, self.loader)
+        return self._judged(small, epoch, strength)
 
     def _tune_all(self, points: list[Smaller]) -> None:
         """Train each point on, in its place in `points`."""
         for place, point in enumerate(points):
             self.observer.note(f"fine-tuning {place + 1} of {len(points)}: {point.params:,} parameters")
-            path = self._path(f"tuned/{point.epoch:04d}")
+            path = self._path(f"tuned/{point.epoch:04d}-{point.params}")
             model = copy.deepcopy(point.model)
             if path is not None and path.exists():
                 surgery.load(model, path)
@@ -288,23 +301,25 @@ class _Run:
                     "the same options to go on with it, or another folder"
                 )
 
-    def _save(self, session: Session, point: Smaller) -> None:
+    def _save(self, session: Session, points: Sequence[Smaller], count: int) -> None:
+        """Save the snapshots of an epoch, the last of `count` so far, and what it takes to go on."""
         if self.folder is None:
             return
-        surgery.save(point.model, self.folder / f"snapshots/{point.epoch:04d}.safetensors")
+        for number, point in enumerate(points, count - len(points)):
+            surgery.save(point.model, self.folder / f"snapshots/{number:04d}.safetensors")
+            self.taken.append([point.epoch, point.strength])
         generator = getattr(self.loader, "generator", None)
         state = {
             "session": session.state_dict(),
-            "epoch": point.epoch + 1,
-            "strengths": [*self.strengths, point.strength],
+            "epoch": points[-1].epoch + 1,
+            "taken": self.taken,
             "generator": None if generator is None else generator.get_state(),
         }
-        self.strengths = state["strengths"]
         save_state(self.folder / "shrink.safetensors", state)
 
     def _resume(self, session: Session, snapshots: list[Smaller]) -> int:
         """Fill the session and the snapshots with what is saved; return the epoch to go on with."""
-        self.strengths = []
+        self.taken = []
         path = self._path("shrink")
         if path is None or not path.exists():
             return 0
@@ -313,9 +328,9 @@ class _Run:
         generator = getattr(self.loader, "generator", None)
         if generator is not None and state["generator"] is not None:
             generator.set_state(state["generator"])
-        self.strengths = list(state["strengths"])
-        for epoch, strength in enumerate(self.strengths):
-            model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{epoch:04d}") or "")
+        self.taken = list(state["taken"])
+        for number, (epoch, strength) in enumerate(self.taken):
+            model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{number:04d}") or "")
             snapshots.append(self._judged(model, epoch, strength))
         self.observer.note(f"going on after epoch {state['epoch']}")
         return state["epoch"]

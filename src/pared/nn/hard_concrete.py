@@ -73,9 +73,9 @@ class HardConcrete(Switch):
         """Hold dead gates at 0."""
         self.theta.masked_fill_(~self.alive, self.off)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the channels of `x`."""
-        return self.scaled(x, self.sampled() if self.training else self.factors())
+    def in_use(self) -> Tensor:
+        """Return `sampled()` in training, `factors()` in evaluation."""
+        return self.sampled() if self.training else self.factors()
 
     @staticmethod
     def _stretched(s: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pared.errors import ConfigError
 
@@ -101,6 +102,10 @@ class Switch(nn.Module):
             return self.theta
         return self.theta.repeat_interleave(self.sizes, output_size=self.channels)
 
+    def in_use(self) -> Tensor:
+        """Return what a pass in the present mode multiplies by, (channels,): `factors`, unless training has noise."""
+        return self.factors()
+
     def live_channels(self) -> Tensor:
         """Return the indices of the channels whose factor is alive, int64 (kept,)."""
         alive = self.alive if self.sizes is None else self.alive.repeat_interleave(self.sizes)
@@ -117,10 +122,7 @@ class Switch(nn.Module):
         Raises:
             ValueError: the axis `dim` has another size.
         """
-        return self.scaled(x, self.factors())
-
-    def scaled(self, x: Tensor, factors: Tensor) -> Tensor:
-        """Return `x` times `factors`, (channels,), along the axis of the channels."""
+        factors = self.in_use()
         if not -x.ndim <= self.dim < x.ndim or x.shape[self.dim] != self.channels:
             raise ValueError(f"expected {self.channels} channels on axis {self.dim}, got shape {tuple(x.shape)}")
         if self.dim in (-1, x.ndim - 1):
@@ -139,6 +141,10 @@ class Switched(nn.Sequential):
     """A layer, and a switch on what it gives; attributes of the layer (`weight`, `out_channels`) can be read through it.
 
     Shapes: those of `layer`. Folding the switch puts `layer` back in its place, under its own name.
+
+    In training the factors of a convolution or of a norm with weight and bias are multiplied into these, instead of into
+    what comes out: the same up to rounding (bit-equal where factors are 1), without a pass over the images. Hooks on
+    `switch` itself are not called then, those on `layer` are.
     """
 
     layer: nn.Module
@@ -148,6 +154,26 @@ class Switched(nn.Sequential):
         super().__init__(OrderedDict(layer=layer, switch=switch))
         self.training = layer.training
         switch.training = layer.training
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scale what `layer` makes of `input`."""
+        # Not in evaluation: there a traced network shows the switch as what it is.
+        if self.training and self._scales_alike(input):
+            factors, own = self.switch.in_use(), self.layer._parameters.items()
+            scaled = {key: t * factors.view(-1, *[1] * (t.ndim - 1)) for key, t in own if t is not None}
+            return functional_call(self.layer, scaled, (input,))
+        return super().forward(input)
+
+    def _scales_alike(self, x: Tensor) -> bool:
+        """Whether the layer's rows are the switch's channels, and rows are fewer numbers than what they make."""
+        layer, switch = self.layer, self.switch
+        if isinstance(layer, nn.modules.batchnorm._NormBase):
+            rows = layer.num_features if layer.affine else 0
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            rows = layer.out_channels
+        else:
+            return False
+        return x.ndim + switch.dim == 1 and rows == switch.channels and layer._parameters.keys() == {"weight", "bias"}
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})

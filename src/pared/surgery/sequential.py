@@ -3,7 +3,7 @@
 from torch import nn
 
 from pared.errors import SurgeryError
-from pared.nn import Select, Switch
+from pared.nn import Select, Switch, Switched
 
 #: Modules that act on every channel alone, so that removing a channel changes nothing for its neighbours.
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -56,7 +56,7 @@ def check_sequential(model: nn.Module) -> None:
 def _refuse_overridden(model: nn.Sequential, modules: list[tuple[str, nn.Module]]) -> None:
     """A subclass that computes something else, or a weight that is computed, is not what its base class says."""
     nested = [(name or "the network", m) for name, m in model.named_modules() if isinstance(m, nn.Sequential)]
-    known = (nn.Sequential, nn.Linear, nn.BatchNorm1d, *ELEMENTWISE)
+    known = (Switched, nn.Sequential, nn.Linear, nn.BatchNorm1d, *ELEMENTWISE)
     for name, module in nested + modules:
         base = next((kind for kind in known if isinstance(module, kind)), None)
         if base is not None and type(module).forward is not base.forward:

@@ -2,7 +2,7 @@
 
 from pared.methods.group_lasso import GroupLasso
 from pared.methods.l0 import L0
-from pared.methods.parts import Method
+from pared.methods.method import Method
 from pared.methods.prune import Prune
 from pared.methods.rules import Rule, SignChange, SignVariance, Threshold
 from pared.methods.session import Event, Session

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from pared import surgery
@@ -12,7 +12,6 @@ from pared.errors import ConfigError, SurgeryError
 from pared.methods.strengths import Strength
 from pared.methods.switches import switches_of
 from pared.nn import Switch
-from pared.surgery import Example
 
 
 def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
@@ -48,22 +47,6 @@ def check_strength(strength: float | Strength, total_steps: int | None = None, *
             raise ConfigError(f"strength must be at least 0 and finite, got {strength}")
     elif binding and (total_steps is None or total_steps < 1):
         raise ConfigError(f"a strength that moves needs total_steps in bind, at least 1; got {total_steps}")
-
-
-def check_total(total_steps: int | None) -> int:
-    """Return the steps of a run, which whoever cuts at fractions of it has to know.
-
-    Raises:
-        ConfigError: they are missing.
-    """
-    if total_steps is None or total_steps < 1:
-        raise ConfigError(f"cuts at fractions of a run need total_steps in bind, at least 1; got {total_steps}")
-    return total_steps
-
-
-def features_of(example: Example) -> int:
-    """Return how many features the network takes, 0 where it takes no single tensor."""
-    return example.shape[-1] if isinstance(example, Tensor) and example.ndim else 0
 
 
 def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale: float = 1.0) -> None:

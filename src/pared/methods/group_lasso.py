@@ -7,19 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pared import surgery
 from pared.errors import ConfigError
-from pared.methods.binding import check_bindable, check_strength, features_of
+from pared.methods.binding import check_strength
 from pared.methods.groups import GroupNorms, Groups
+from pared.methods.method import Method
+from pared.methods.parts import Parts
 from pared.methods.rules import leave_alive
-from pared.methods.session import Session, updates_per_removal
+from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.units import find_units
 from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class GroupLasso:
+class GroupLasso(Method):
     """strength · the sum over all units of the norm of their weights; a unit whose norm is 0, or small, dies.
 
     Args:
@@ -50,34 +51,13 @@ class GroupLasso:
         if not self.proximal and self.threshold == 0.0:
             raise ConfigError("a sub-gradient only circles around 0, so nothing would die; give a threshold, say 1e-3")
 
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example,
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Session:
-        """Return the session; nothing is put into the network. The arguments are those of `Shrink.bind`."""
-        del generator
-        every = updates_per_removal(self.every, steps_per_epoch)
-        check_strength(self.strength, total_steps, binding=True)
-        net = surgery.bare(model)
-        check_bindable(net, optimizer)
+    def assemble(
+        self, model: nn.Module, optimizer: Optimizer, example: Example, generator: torch.Generator | None
+    ) -> Parts:
+        """Return the parts; nothing is put into the network."""
+        del optimizer, generator
         work = _Lasso(self.proximal, self.threshold, GroupNorms(self.groups))
-        return Session(
-            model,
-            optimizer,
-            find_units(net, example),
-            pressure=work,
-            judge=work,
-            every=every,
-            strength=self.strength,
-            total_steps=total_steps,
-            features=features_of(example),
-        )
+        return Parts(find_units(model, example), pressure=work, judge=work)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pared import surgery
 from pared.errors import ConfigError
-from pared.methods.binding import bind_switches, check_bindable, check_strength, features_of
+from pared.methods.binding import bind_switches, check_strength
 from pared.methods.costs import Cost, Costs, check_cost
+from pared.methods.method import Method
+from pared.methods.parts import Parts
 from pared.methods.rules import EachSwitch, leave_alive
-from pared.methods.session import Session, updates_per_removal
+from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.switches import place_switches, whole
 from pared.nn import HardConcrete, Switch
@@ -19,7 +20,7 @@ from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class L0:
+class L0(Method):
     """strength · the expected number of open gates, a hard concrete gate on every unit; one that is closed dies.
 
     Args:
@@ -46,45 +47,23 @@ class L0:
             if not 0.0 < getattr(self, name) < most:
                 raise ConfigError(f"{name} must be above 0 and below {most:g}, got {getattr(self, name)}")
 
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example,
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Session:
-        """Put gates into `model`, give them a group without weight decay, and return the session; see `Shrink.bind`."""
-        every = updates_per_removal(self.every, steps_per_epoch)
-        check_strength(self.strength, total_steps, binding=True)
-        net = surgery.bare(model)
-        check_bindable(net, optimizer)
+    def assemble(
+        self, model: nn.Module, optimizer: Optimizer, example: Example, generator: torch.Generator | None
+    ) -> Parts:
+        """Put gates into the network, give them a group without weight decay, and return the parts."""
 
         def gate(units: int, dim: int, like: Tensor) -> HardConcrete:
             place = {"device": like.device, "dtype": like.dtype}
             return HardConcrete(units, dim=dim, open=self.open, generator=generator, **place)
 
-        with whole(net):
-            gates = place_switches(net, example, gate)
+        with whole(model):
+            gates = place_switches(model, example, gate)
             if not all(isinstance(switch, HardConcrete) for switch in gates.switches.values()):
                 raise ConfigError("the network holds switches of another kind; bind one without")
-            costs = Costs(self.cost, net, gates.graph, example)
+            costs = Costs(self.cost, model, gates.graph, example)
         bind_switches(gates.switches, optimizer, self.lr_scale)
-        return Session(
-            model,
-            optimizer,
-            gates.selected(),
-            pressure=_Expected(),
-            judge=EachSwitch(_Closed()),
-            every=every,
-            strength=self.strength,
-            costs=costs,
-            total_steps=total_steps,
-            features=features_of(example),
-            seed=int(torch.randint(2**31, (), generator=generator)),
-        )
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return Parts(gates.selected(), _Expected(), EachSwitch(_Closed()), costs, seed)
 
 
 class _Expected:

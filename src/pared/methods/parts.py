@@ -1,32 +1,16 @@
-"""What a method is, and what it brings to a session: how it presses, and how it judges."""
+"""What a method brings to a session: what can die, what presses on it, and who judges."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from pared.surgery import Example
+from pared.methods.costs import Costs
+from pared.methods.selectors import Selected
 
 if TYPE_CHECKING:
     from pared.methods.session import Session
-
-
-class Method(Protocol):
-    """A frozen config that can be bound to a network."""
-
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example,
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> "Session":
-        """Bind the method to `model` and `optimizer`; see `Shrink.bind`."""
-        ...
 
 
 class Pressure(Protocol):
@@ -51,6 +35,17 @@ class Judge(Protocol):
     def judge(self, session: "Session") -> None:
         """Kill, after an optimizer step and before a removal that is due: clear `alive` and silence the selectors."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a session. `costs` weigh the pressure, evenly when None; `seed` is for noise, if there is any."""
+
+    selected: Selected
+    pressure: Pressure
+    judge: Judge
+    costs: Costs | None = None
+    seed: int = 0
 
 
 class NoPressure:

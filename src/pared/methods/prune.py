@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError
-from pared.methods.binding import check_bindable, check_total, features_of
 from pared.methods.cuts import Cuts, check_cuts
-from pared.methods.parts import NoPressure
+from pared.methods.method import Method
+from pared.methods.parts import NoPressure, Parts
 from pared.methods.session import Session
 from pared.methods.units import find_units
 from pared.surgery import Example
@@ -22,7 +22,7 @@ Score = Literal["magnitude", "taylor"]
 
 
 @dataclass(frozen=True)
-class Prune:
+class Prune(Method):
     """No pressure; at the fractions `at` of the run the units worth least are cut, over all layers.
 
     Args:
@@ -42,6 +42,7 @@ class Prune:
     score: Score = "magnitude"
     at: tuple[float, ...] = (0.5,)
     rewind: float | None = None
+    timed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_cuts(self.params, self.at)
@@ -50,69 +51,33 @@ class Prune:
         if self.rewind is not None and not 0.0 <= self.rewind < self.at[0]:
             raise ConfigError(f"rewind must be at least 0 and before the first cut at {self.at[0]}, got {self.rewind}")
 
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example,
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Session:
-        """Return the session; nothing is put into the network. The arguments are those of `Shrink.bind`."""
-        del steps_per_epoch, generator
-        steps = check_total(total_steps)
-        net = surgery.bare(model)
-        check_bindable(net, optimizer)
-        taylor = self.score == "taylor"
-        judge = _Pruning(
-            self.params,
-            self.at,
-            _importance if taylor else _magnitude,
-            _after_a_cut,
-            taylor=taylor,
-            keep=None if self.rewind is None else round(self.rewind * steps),
-        )
-        selected = find_units(net, example)
-        session = Session(
-            model,
-            optimizer,
-            selected,
-            pressure=NoPressure(),
-            judge=judge,
-            every=1,
-            total_steps=steps,
-            features=features_of(example),
-        )
-        if taylor:
-            for units in session.units.values():
-                units.state["importance"] = torch.zeros(units.channels, device=units.alive.device)
-        if judge.keep == 0:
-            session.copies["rewind"] = copy.deepcopy(net)
-        return session
+    def assemble(
+        self, model: nn.Module, optimizer: Optimizer, example: Example, generator: torch.Generator | None
+    ) -> Parts:
+        """Return the parts; nothing is put into the network."""
+        del optimizer, generator
+        worth = _importance if self.score == "taylor" else _magnitude
+        judge = _Pruning(self.params, self.at, worth, _after_a_cut, rewind=self.rewind)
+        return Parts(find_units(model, example), NoPressure(), judge)
 
 
 @dataclass(frozen=True)
 class _Pruning(Cuts):
-    taylor: bool = False
-    keep: int | None = None
+    rewind: float | None = None
 
     @torch.no_grad()
     def look(self, session: Session) -> None:
-        """Add to what the units have been worth."""
-        if not self.taylor:
+        """Remember the weights to rewind to, if it is time, and add to what the units have been worth."""
+        assert session.total_steps is not None
+        if self.rewind is not None and session.steps == round(self.rewind * session.total_steps):
+            session.copies["rewind"] = copy.deepcopy(surgery.bare(session.model))
+        if self.worth is not _importance:
             return
         for units in session.units.values():
             pairs = zip(units.rows(), units.gradients(), strict=True)
             change = torch.stack([(row * grad).sum(1) for row, grad in pairs]).sum(0)
-            units.state["importance"] += change.square()
-
-    def judge(self, session: Session) -> None:
-        """Remember the weights to rewind to, or cut, if it is time."""
-        if session.steps == self.keep:
-            session.copies["rewind"] = copy.deepcopy(surgery.bare(session.model))
-        super().judge(session)
+            before = units.state.get("importance", 0.0)
+            units.state["importance"] = before + change.square()
 
 
 def _magnitude(session: Session, name: str) -> Tensor:

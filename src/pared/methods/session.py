@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError, RunError
 from pared.methods.costs import Costs
-from pared.methods.parts import Judge, Pressure
-from pared.methods.selectors import Selected, Units
+from pared.methods.parts import Parts
+from pared.methods.selectors import Units
 from pared.methods.strengths import Progress, Strength
 from pared.nn import Select, Switch, crop_kernels
 
@@ -49,26 +49,22 @@ class Session:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        selected: Selected,
+        parts: Parts,
         *,
-        pressure: Pressure,
-        judge: Judge,
         every: int,
         strength: float | Strength = 0.0,
-        costs: Costs | None = None,
         total_steps: int | None = None,
         features: int = 0,
-        seed: int = 0,
     ) -> None:
         self.model, self.optimizer, self.every = model, optimizer, every
-        self.pressure, self.judge = pressure, judge
+        self.pressure, self.judge, selected = parts.pressure, parts.judge, parts.selected
         self.selectors, self.slots = dict(selected.selectors), dict(selected.slots)
         self.titles, self.skipped, self.graph = dict(selected.layers), dict(selected.skipped), selected.graph
         self.kept = {name: list(range(len(selector.alive))) for name, selector in self.selectors.items()}
         self.schedule = None if isinstance(strength, int | float) else strength
         self.strength = float(strength) if isinstance(strength, int | float) else strength.start
-        self.total_steps, self.features, self.seed = total_steps, features, seed
-        self.costs = costs or Costs("none", surgery.bare(model), self.graph, ())
+        self.total_steps, self.features, self.seed = total_steps, features, parts.seed
+        self.costs = parts.costs or Costs("none", surgery.bare(model), self.graph, ())
         self.weights = self.costs.weights(self.slots)
         self.params = self.start_params = self._count()
         self.least_params = self.params_with({name: [0] for name in self.slots})

@@ -10,10 +10,12 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
-from pared.methods.binding import bind_switches, check_bindable, check_strength, features_of
+from pared.methods.binding import bind_switches, check_strength
 from pared.methods.costs import Cost, Costs, check_cost
+from pared.methods.method import Method
+from pared.methods.parts import Parts
 from pared.methods.rules import EachSwitch, Rule, SignVariance
-from pared.methods.session import Session, updates_per_removal
+from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.switches import Switches, add_switches, refusals, switches_of, titles, whole
 from pared.nn import KernelSwitch, Select, Switch, switch_kernels
@@ -23,7 +25,7 @@ from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class Shrink:
+class Shrink(Method):
     """Switch layers, an L1 penalty on them, a rule of death, removal while training.
 
     Args:
@@ -75,58 +77,22 @@ class Shrink:
         if self.input_sizes is not None and not self.inputs:
             raise ConfigError("input_sizes groups switched inputs, so it needs inputs=True")
 
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example,
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Session:
-        """Put switches into `model`, give them a group of `optimizer` without weight decay, and return the session.
+    def assemble(
+        self, model: nn.Module, optimizer: Optimizer, example: Example, generator: torch.Generator | None
+    ) -> Parts:
+        """Put switches into the network, give them a group without weight decay, and return the parts.
 
-        A network that holds switches already, by `pared.add_switches` or its own making, is bound with those. Bind
-        before any learning-rate scheduler is made.
-
-        Args:
-            model: any network that `torch.export` can follow.
-            optimizer: over the model's parameters, without state yet or with.
-            example: what the forward pass takes, as for `pared.graph`: one batch of its inputs, say.
-            total_steps: optimizer steps of the whole run; a strength that moves needs it.
-            steps_per_epoch: optimizer steps in an epoch; `every="epoch"` needs it.
-            generator: where random factors are drawn from.
-
-        Raises:
-            SurgeryError: the network is not understood, or nothing in it can be removed; nothing was changed.
-            ConfigError: a scheduler exists already, or a number of steps is missing.
+        A network that holds switches already, by `pared.add_switches` or its own making, keeps those.
         """
-        every = updates_per_removal(self.every, steps_per_epoch)
-        check_strength(self.strength, total_steps, binding=True)
-        net = surgery.bare(model)
-        check_bindable(net, optimizer)
-        with whole(net):
-            switches = self._switches(net, example, generator)
-            costs = Costs(self.cost, net, switches.graph, example)
-        kernels = _kernels_of(net)
-        found = {**switches.switches, **kernels}
+        with whole(model):
+            switches = self._switches(model, example, generator)
+            costs = Costs(self.cost, model, switches.graph, example)
+        found = {**switches.switches, **_kernels_of(model)}
         for switch in found.values():
             self.rule.attach(switch)
         bind_switches(found, optimizer, self.lr_scale)
-        selected = replace(switches.selected(), selectors=found, layers=_titles(net, switches))
-        return Session(
-            model,
-            optimizer,
-            selected,
-            pressure=_Pressure(self.weight_strength, self.weight_power),
-            judge=EachSwitch(self.rule),
-            every=every,
-            strength=self.strength,
-            costs=costs,
-            total_steps=total_steps,
-            features=features_of(example),
-        )
+        selected = replace(switches.selected(), selectors=found, layers=_titles(model, switches))
+        return Parts(selected, _Penalty(self.weight_strength, self.weight_power), EachSwitch(self.rule), costs)
 
     def _switches(self, model: nn.Module, example: Example, generator: torch.Generator | None) -> Switches:
         """The switches that the network has, or is given."""
@@ -161,7 +127,7 @@ class Shrink:
 
 
 @dataclass(frozen=True)
-class _Pressure:
+class _Penalty:
     """The penalty of equation 2; `weights` are all parameters but the switches."""
 
     weight_strength: float

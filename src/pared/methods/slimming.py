@@ -1,27 +1,30 @@
 """Network slimming: an L1 penalty on the scales of norms, and a cut of the smallest."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pared import surgery
-from pared.methods.binding import check_bindable, check_strength, check_total, features_of
+from pared.methods.binding import check_strength
 from pared.methods.cuts import Cuts, check_cuts
+from pared.methods.method import Method
+from pared.methods.parts import Parts
 from pared.methods.session import Session
+from pared.methods.strengths import Strength
 from pared.methods.units import find_units
 from pared.penalties import l1
 from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class Slimming:
+class Slimming(Method):
     """strength · the sum of |scale| over the channels of batch and instance norms; the smallest of all layers are cut.
 
     Args:
         params: parameters to cut to, >= 1.
-        strength: >= 0, until the last cut; the source used 1e-4 and 1e-5.
+        strength: >= 0, or what moves it, until the last cut; the source used 1e-4 and 1e-5.
         at: when to cut, as fractions of the run, by equal factors; several are the source's multi-pass scheme.
 
     Source: Liu et al. (2017), Learning efficient convolutional networks through network slimming. Deviation: the cut is
@@ -29,44 +32,25 @@ class Slimming:
     """
 
     params: int
-    strength: float = 1e-4
+    strength: float | Strength = 1e-4
     at: tuple[float, ...] = (0.5,)
+    timed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
         check_cuts(self.params, self.at)
 
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example,
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Session:
-        """Return the session; nothing is put into the network. The arguments are those of `Shrink.bind`.
+    def assemble(
+        self, model: nn.Module, optimizer: Optimizer, example: Example, generator: torch.Generator | None
+    ) -> Parts:
+        """Return the parts; nothing is put into the network.
 
         Raises:
             SurgeryError: no layer that can lose units has a norm with a weight behind it.
         """
-        del steps_per_epoch, generator
-        steps = check_total(total_steps)
-        net = surgery.bare(model)
-        check_bindable(net, optimizer)
+        del optimizer, generator
         cuts = Cuts(self.params, self.at, scales)
-        return Session(
-            model,
-            optimizer,
-            find_units(net, example, normed=True),
-            pressure=_OnScales(cuts),
-            judge=cuts,
-            every=1,
-            strength=self.strength,
-            total_steps=steps,
-            features=features_of(example),
-        )
+        return Parts(find_units(model, example, normed=True), pressure=_OnScales(cuts), judge=cuts)
 
 
 def scales(session: Session, name: str) -> Tensor:

@@ -1,0 +1,83 @@
+"""What a method is."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared import surgery
+from pared.errors import ConfigError
+from pared.methods.binding import check_bindable, check_strength
+from pared.methods.parts import Parts
+from pared.methods.session import Session, updates_per_removal
+from pared.methods.strengths import Strength
+from pared.surgery import Example
+
+
+class Method(ABC):
+    """A frozen config that can be bound to a network; a method of one's own says in `assemble` what it is made of.
+
+    Attributes:
+        strength: how hard it presses, >= 0, or what moves it along the run.
+        every: dead units are removed every so many steps, or each "epoch".
+        timed: whether it has to know the steps of the whole run.
+    """
+
+    strength: float | Strength = 0.0
+    every: int | str = 1
+    timed: ClassVar[bool] = False
+
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example: Example,
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Session:
+        """Bind the method to `model` and `optimizer`, and return the session that drives it.
+
+        Methods of switches put them into `model` and give them a group of `optimizer` without weight decay; the others
+        put nothing into it. Bind before any learning-rate scheduler is made.
+
+        Args:
+            model: any network that `torch.export` can follow.
+            optimizer: over the model's parameters, without state yet or with.
+            example: what the forward pass takes, as for `pared.graph`: one batch of its inputs, say.
+            total_steps: optimizer steps of the whole run; a strength that moves and cuts at fractions of it need them.
+            steps_per_epoch: optimizer steps in an epoch; `every="epoch"` needs it.
+            generator: where random factors and gates are drawn from.
+
+        Raises:
+            SurgeryError: the network is not understood, or nothing in it can be removed; nothing was changed.
+            ConfigError: a scheduler exists already, the optimizer is another network's, or a number of steps is missing.
+        """
+        every = updates_per_removal(self.every, steps_per_epoch)
+        check_strength(self.strength, total_steps, binding=True)
+        if self.timed and (total_steps is None or total_steps < 1):
+            raise ConfigError(f"cuts at fractions of a run need total_steps in bind, at least 1; got {total_steps}")
+        net = surgery.bare(model)
+        check_bindable(net, optimizer)
+        return Session(
+            model,
+            optimizer,
+            self.assemble(net, optimizer, example, generator),
+            every=every,
+            strength=self.strength,
+            total_steps=total_steps,
+            features=example.shape[-1] if isinstance(example, Tensor) and example.ndim else 0,
+        )
+
+    @abstractmethod
+    def assemble(
+        self, model: nn.Module, optimizer: Optimizer, example: Example, generator: torch.Generator | None
+    ) -> Parts:
+        """Return the parts for `model`, a bare network; where something is put into it, `optimizer` is told.
+
+        Raises:
+            SurgeryError: as in `bind`; nothing was changed.
+        """

@@ -8,7 +8,27 @@ from typing import Annotated, Any
 import typer
 
 from pared._version import __version__
-from pared.errors import ConfigError, DataError, ParedError
+from pared.cli.options import (
+    ClassWeights,
+    Decimal,
+    Delimiter,
+    Device,
+    Drop,
+    Header,
+    Quiet,
+    RunFolder,
+    Target,
+    Task,
+    Test,
+    Threads,
+    Weights,
+    check_task,
+    escaped,
+    floats,
+    folder_name,
+    integers,
+)
+from pared.errors import DataError, ParedError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -38,17 +58,15 @@ def fit(
             "(digits, breast-cancer, wine, diabetes, iris)."
         ),
     ],
-    target: Annotated[
-        list[str] | None, typer.Option(help="The column to predict; several times to regress several.")
-    ] = None,
+    target: Target = None,
     out: Annotated[Path | None, typer.Option(help="The run folder to write.  [default: runs/NAME]")] = None,
-    test: Annotated[str | None, typer.Option(help="A separate table to report on.")] = None,
-    task: Annotated[str | None, typer.Option(help="classification or regression, if the guess is wrong.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A column of row weights.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="A column to ignore; may be repeated.")] = None,
-    header: Annotated[bool, typer.Option(help="Whether the first line names the columns.")] = True,
-    delimiter: Annotated[str | None, typer.Option(help="What separates fields, if the guess is wrong.")] = None,
-    decimal: Annotated[str | None, typer.Option(help="The decimal mark, if the guess is wrong.")] = None,
+    test: Test = None,
+    task: Task = None,
+    weights: Weights = None,
+    drop: Drop = None,
+    header: Header = True,
+    delimiter: Delimiter = None,
+    decimal: Decimal = None,
     max_params: Annotated[
         int | None, typer.Option(help="Choose the best point with at most this many parameters.")
     ] = None,
@@ -79,9 +97,7 @@ def fit(
     strength: Annotated[
         str | None, typer.Option(help="The penalty's first and last strength.  [default: 0.001,0.3]")
     ] = None,
-    class_weights: Annotated[
-        str | None, typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
-    ] = None,
+    class_weights: ClassWeights = None,
     fine_tune: Annotated[
         int | None,
         typer.Option(help="Epochs of fine-tuning for each point, 0 for none.  [default: a fifth of --epochs]"),
@@ -90,11 +106,11 @@ def fit(
         bool | None, typer.Option(help="Fit the points once more on training and validation rows.  [default: refit]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of splits, weights and order of rows.  [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …  [default: cpu]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.  [default: 1]")] = None,
+    device: Device = None,
+    threads: Threads = None,
     config: Annotated[Path | None, typer.Option(help="A .toml file of settings; options given here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of the table.")] = False,
 ) -> None:
     """Learn the front of small networks for a table, write a run folder, print the table."""
@@ -104,12 +120,12 @@ def fit(
         "max_latency": max_latency,
         "metric": metric,
         "select": select,
-        "hidden": _integers(hidden),
+        "hidden": integers(hidden),
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
         "weight_decay": weight_decay,
-        "strength": _floats(strength),
+        "strength": floats(strength),
         "class_weights": class_weights,
         "fine_tune": fine_tune,
         "refit": refit,
@@ -118,8 +134,8 @@ def fit(
         "threads": threads,
     }
     options = _from_file(config) | {key: value for key, value in given.items() if value is not None}
-    _check_task(task)
-    folder = out or Path("runs") / _name(data)
+    check_task(task)
+    folder = out or Path("runs") / folder_name(data)
     import torch
 
     from pared.cli.progress import Progress
@@ -139,7 +155,7 @@ def fit(
             resume=resume,
             observer=progress.observer(),
             header=header,
-            delimiter=_escaped(delimiter),
+            delimiter=escaped(delimiter),
             decimal=decimal,
             command=command_line(),
             **options,
@@ -156,9 +172,7 @@ def fit(
 @app.command()
 def search(
     data: Annotated[str, typer.Argument(help="A table, as for pared fit.")],
-    target: Annotated[
-        list[str] | None, typer.Option(help="The column to predict; several times to regress several.")
-    ] = None,
+    target: Target = None,
     out: Annotated[Path | None, typer.Option(help="The search's folder.  [default: searches/NAME]")] = None,
     sampler: Annotated[str, typer.Option(help="random, tpe or hyperband.")] = "random",
     over: Annotated[
@@ -167,32 +181,30 @@ def search(
     trials: Annotated[int, typer.Option(help="Trials in the end.")] = 20,
     jobs: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     least_width: Annotated[int, typer.Option(help="The narrowest layer drawn.")] = 20,
-    test: Annotated[str | None, typer.Option(help="A separate table to report on.")] = None,
-    task: Annotated[str | None, typer.Option(help="classification or regression, if the guess is wrong.")] = None,
-    weights: Annotated[str | None, typer.Option(help="A column of row weights.")] = None,
-    drop: Annotated[list[str] | None, typer.Option(help="A column to ignore; may be repeated.")] = None,
-    header: Annotated[bool, typer.Option(help="Whether the first line names the columns.")] = True,
-    delimiter: Annotated[str | None, typer.Option(help="What separates fields, if the guess is wrong.")] = None,
-    decimal: Annotated[str | None, typer.Option(help="The decimal mark, if the guess is wrong.")] = None,
+    test: Test = None,
+    task: Task = None,
+    weights: Weights = None,
+    drop: Drop = None,
+    header: Header = True,
+    delimiter: Delimiter = None,
+    decimal: Decimal = None,
     metric: Annotated[str | None, typer.Option(help="What chooses, as for pared fit.")] = None,
     hidden: Annotated[
         str | None, typer.Option(help="The widest widths, or those to start from.  [default: 500,500]")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of a trial at most.  [default: 400]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step.")] = None,
-    class_weights: Annotated[
-        str | None, typer.Option(help="balanced: rare classes weigh as much as frequent ones.")
-    ] = None,
+    class_weights: ClassWeights = None,
     seed: Annotated[int | None, typer.Option(help="Of splits, draws and weights.  [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …  [default: cpu]")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads of each process.  [default: 1]")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print search.json instead of the table.")] = False,
 ) -> None:
     """Train many networks one by one and print their front; the same command again goes on, or joins in."""
     given = {
         "metric": metric,
-        "hidden": _integers(hidden),
+        "hidden": integers(hidden),
         "epochs": epochs,
         "batch_size": batch_size,
         "class_weights": class_weights,
@@ -200,8 +212,8 @@ def search(
         "device": device,
         "threads": threads,
     }
-    _check_task(task)
-    folder = out or Path("searches") / _name(data)
+    check_task(task)
+    folder = out or Path("searches") / folder_name(data)
     import torch
 
     from pared.cli.progress import Progress
@@ -225,7 +237,7 @@ def search(
             drop=drop or (),
             observer=progress.observer(),
             header=header,
-            delimiter=_escaped(delimiter),
+            delimiter=escaped(delimiter),
             decimal=decimal,
             command=command_line(),
             **{key: value for key, value in given.items() if value is not None},
@@ -241,7 +253,7 @@ def search(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: RunFolder,
     data: Annotated[str, typer.Argument(help="The table with new rows.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The .csv to write; standard output when absent.")
@@ -249,16 +261,16 @@ def predict(
     point: Annotated[
         int | None, typer.Option(help="A point of the front by number, 0 the largest; else the chosen one.")
     ] = None,
-    header: Annotated[bool, typer.Option(help="Whether the first line names the columns.")] = True,
-    delimiter: Annotated[str | None, typer.Option(help="What separates fields, if the guess is wrong.")] = None,
-    decimal: Annotated[str | None, typer.Option(help="The decimal mark, if the guess is wrong.")] = None,
+    header: Header = True,
+    delimiter: Delimiter = None,
+    decimal: Decimal = None,
 ) -> None:
     """Answer for new rows: labels and probabilities, or quantities."""
     from pared.data.source import load_table
     from pared.run import Run, answer
 
     document = Run.open(run).document(point)
-    frame = load_table(data, header=header, delimiter=_escaped(delimiter), decimal=decimal).frame
+    frame = load_table(data, header=header, delimiter=escaped(delimiter), decimal=decimal).frame
     answers = answer(document, frame)
     for name, count in document.encoder.unseen(frame).items():
         typer.echo(
@@ -275,7 +287,7 @@ def predict(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="The run folder.")]) -> None:
+def report(run: RunFolder) -> None:
     """Write report.html and card.md of a run anew."""
     from pared.run import Run
 
@@ -284,7 +296,7 @@ def report(run: Annotated[Path, typer.Argument(help="The run folder.")]) -> None
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(help="The run folder.")],
+    run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead.")] = False,
 ) -> None:
     """Print the table of a run again."""
@@ -292,16 +304,6 @@ def show(
 
     opened = Run.open(run)
     typer.echo(json.dumps(opened.summary, indent=1, ensure_ascii=False) if as_json else opened.table())
-
-
-def _check_task(task: str | None) -> None:
-    if task not in (None, "classification", "regression"):
-        raise ConfigError(f"--task must be classification or regression, got {task!r}")
-
-
-def _name(data: str) -> str:
-    """What to call the folder of a run on `data`."""
-    return Path(data.replace(":", "-")).name.split(".")[0]
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:
@@ -316,25 +318,6 @@ def _from_file(path: Path | None) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} is not valid TOML ({error}); mend that line") from None
     return dict(data.get("settings", data))
-
-
-def _integers(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--hidden must be whole numbers such as 500,500; got {text!r}") from None
-
-
-def _floats(text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--strength must be two numbers such as 1e-3,0.3; got {text!r}") from None
-
-
-def _escaped(delimiter: str | None) -> str | None:
-    r"""A shell has no easy way to write a tab: \t stands for it."""
-    return None if delimiter is None else delimiter.replace("\\t", "\t")
 
 
 def main() -> None:

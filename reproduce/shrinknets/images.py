@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,16 +182,17 @@ def table(out: Path) -> None:
     dense = run["dense"]
     statics = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("static-*.json"))]
     print(
-        f"{'':10}{'params':>10}{'smaller':>9}{'MACs':>13}{'batch 64':>11}{'faster':>8}{'validation':>12}{'test':>8}  widths"
+        f"{'':10}{'params':>10}{'smaller':>9}{'MACs':>13}{'batch 1':>11}{'faster':>8}{'batch 64':>11}{'faster':>8}"
+        f"{'validation':>12}{'test':>8}  widths"
     )
     rows = [("dense", dense), *(("front *" if p["chosen"] else "front", p) for p in run["front"])]
     rows += [("static", p) for p in sorted(statics, key=lambda p: -p["params"])]
     for name, p in rows:
-        print(
-            f"{name:10}{p['params']:>10,}{dense['params'] / p['params']:>8.1f}x{p['macs']:>13,}"
-            f"{p['latency_us_64']:>8.0f} µs{dense['latency_us_64'] / p['latency_us_64']:>7.1f}x{p['validation']:>12.2f}"
-            f"{p['test']:>8.2f}  {'-'.join(map(str, p['widths']))}"
-        )
+        told = f"{name:10}{p['params']:>10,}{dense['params'] / p['params']:>8.1f}x{p['macs']:>13,}"
+        for key in ("latency_us_1", "latency_us_64"):
+            told += f"{p[key]:>8.0f} µs{dense[key] / p[key]:>7.1f}x"
+        print(f"{told}{p['validation']:>12.2f}{p['test']:>8.2f}  {'-'.join(map(str, p['widths']))}")
+    compare(run["front"], statics)
     shrinking = [line for line in run["epochs"] if line["phase"] == "shrink"]
     if shrinking:
         first, last = shrinking[0], shrinking[-1]
@@ -198,6 +200,17 @@ def table(out: Path) -> None:
             f"epoch of the shrinking run: {first['seconds']:.1f} s at the start, {last['seconds']:.1f} s at the end "
             f"({first['seconds'] / last['seconds']:.1f}x); multiply-accumulates {first['macs'] / last['macs']:.0f}x fewer"
         )
+
+
+def compare(front: Sequence[dict[str, Any]], statics: Sequence[dict[str, Any]]) -> None:
+    """Print how many static networks lie below the front: beaten by a network of it that is no larger."""
+    below = {"validation": 0, "test": 0}
+    for static in statics:
+        smaller = [p for p in front if p["params"] <= static["params"]]
+        for part in below:
+            below[part] += any(p[part] > static[part] for p in smaller)
+    told = ", ".join(f"{count} of {len(statics)} on {part}" for part, count in below.items())
+    print(f"static networks that a network of the front, no larger, does better than: {told}")
 
 
 def main() -> int:

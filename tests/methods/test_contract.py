@@ -18,6 +18,7 @@ from pared.methods import (
     METHODS,
     Geometric,
     GroupLasso,
+    Method,
     Prune,
     Session,
     Shrink,
@@ -292,9 +293,20 @@ def test_binding_at_the_wrong_time_or_place_is_refused() -> None:
     torch.optim.lr_scheduler.StepLR(optimizer, 1)
     with pytest.raises(ConfigError, match="before making the scheduler"):
         Shrink().bind(model, optimizer, x[:1], steps_per_epoch=1)
-    other = bound(Shrink())
-    with pytest.raises(SurgeryError, match="bound already"):
-        Shrink().bind(other.model, other.optimizer, x[:1], steps_per_epoch=1)
+
+
+@pytest.mark.parametrize("method", [Shrink(), GroupLasso(), Slimming(params=5), Prune(params=5), L0()], ids=str)
+def test_a_network_is_bound_once_at_a_time(method: Method) -> None:
+    x = task()[0]
+    model = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = OPTIMIZERS["Adam"](model)
+    first = method.bind(model, optimizer, x[:1], steps_per_epoch=1, total_steps=9)
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(SurgeryError, match=r"bound already.*detach"):
+        method.bind(model, optimizer, x[:1], steps_per_epoch=1, total_steps=9)
+    assert names == [name for name, _ in model.named_parameters()]
+    first.detach()
+    method.bind(model, optimizer, x[:1], steps_per_epoch=1, total_steps=9)
 
 
 def test_a_state_of_another_network_is_refused_before_anything_changes() -> None:

@@ -13,6 +13,11 @@ from pared.methods.strengths import Strength
 from pared.methods.switches import switches_of
 from pared.nn import Switch
 
+BOUND = (
+    "the network is bound already; bind a network once, call session.detach() first, or use session.load_state_dict to "
+    "go on"
+)
+
 
 def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
     """Refuse what would fail later, before anything is changed.
@@ -27,7 +32,7 @@ def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
             "the scheduler"
         )
     if any(switch.bound for switch in switches_of(model).values()):
-        raise SurgeryError("the network is bound already; bind a network once, or use session.load_state_dict to go on")
+        raise SurgeryError(BOUND)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in model.parameters()):
         raise ConfigError(

@@ -318,6 +318,12 @@ class Session:
 _MISFIT = "the saved session does not fit this network: {}; build the network it was saved from"
 
 
+def sessions_of(optimizer: Optimizer) -> list[Session]:
+    """Return the sessions that follow the steps of `optimizer`."""
+    owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
+    return [owner for owner in owners if isinstance(owner, Session)]
+
+
 def _ignore(event: Event) -> None:
     pass
 

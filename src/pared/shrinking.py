@@ -18,7 +18,7 @@ from pared import surgery
 from pared.errors import ConfigError, RunError
 from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
-from pared.methods import Event, Method, Session, Shrink
+from pared.methods import Event, Shrink, UnitMethod, UnitSession
 from pared.methods.strengths import TowardSize
 from pared.train.batches import Loss, call, first_rows, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
@@ -48,7 +48,7 @@ def shrink(
     fine_tune: int = 3,
     dense_epochs: int = 0,
     smallest: float = 0.01,
-    method: Method | None = None,
+    method: UnitMethod | None = None,
     folder: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Shrunk:
@@ -110,7 +110,7 @@ class _Run:
     validate: Callable[[nn.Module], float]
     loss: Loss
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    method: Method
+    method: UnitMethod
     epochs: int
     fine_tune: int
     dense_epochs: int
@@ -158,7 +158,7 @@ class _Run:
                 surgery.save(model, path)
         return self._judged(model)
 
-    def _bind(self) -> Session:
+    def _bind(self) -> UnitSession:
         model = copy.deepcopy(self.start)
         optimizer = self.optimizer(model.parameters())
         total = self.epochs * self.steps
@@ -169,7 +169,7 @@ class _Run:
         self.events = session.events
         return session
 
-    def _check_size(self, session: Session, wishes: dict[str, float]) -> None:
+    def _check_size(self, session: UnitSession, wishes: dict[str, float]) -> None:
         """Refuse, before any training, a size that this network cannot have."""
         if wishes.get("max_params", math.inf) < session.least_params:
             layers = ", ".join(session.skipped) or "none"
@@ -179,7 +179,7 @@ class _Run:
                 "(pared.add_switches says why)"
             )
 
-    def _shrink(self, session: Session, snapshots: list[Smaller], wishes: dict[str, float]) -> None:
+    def _shrink(self, session: UnitSession, snapshots: list[Smaller], wishes: dict[str, float]) -> None:
         """Fill `snapshots`, one an epoch and one a size class; go on for up to as many epochs more while nothing fits."""
         model, optimizer = session.model, session.optimizer
         for epoch in range(self._resume(session, snapshots), 2 * self.epochs):
@@ -207,7 +207,7 @@ class _Run:
             self._save(session, points, len(snapshots))
         session.detach()
 
-    def _watch(self, session: Session, passed: list[tuple[nn.Module, float]], least: float) -> None:
+    def _watch(self, session: UnitSession, passed: list[tuple[nn.Module, float]], least: float) -> None:
         """Take a copy within an epoch too, whenever a size class has been passed; it is judged when the epoch is over."""
         least = min([least, session.start_params, *(parameters(small) for small, _ in passed)])
         if session.params * 10 ** (1 / PER_DECADE) <= least and session.steps % self.steps:
@@ -301,7 +301,7 @@ class _Run:
                     "the same options to go on with it, or another folder"
                 )
 
-    def _save(self, session: Session, points: Sequence[Smaller], count: int) -> None:
+    def _save(self, session: UnitSession, points: Sequence[Smaller], count: int) -> None:
         """Save the snapshots of an epoch, the last of `count` so far, and what it takes to go on."""
         if self.folder is None:
             return
@@ -317,7 +317,7 @@ class _Run:
         }
         save_state(self.folder / "shrink.safetensors", state)
 
-    def _resume(self, session: Session, snapshots: list[Smaller]) -> int:
+    def _resume(self, session: UnitSession, snapshots: list[Smaller]) -> int:
         """Fill the session and the snapshots with what is saved; return the epoch to go on with."""
         self.taken = []
         path = self._path("shrink")

@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers import OPTIMIZERS, network, task
 from pared.errors import ConfigError, SurgeryError
-from pared.methods import L0, METHODS, GroupLasso, Method, Prune, Shrink, Slimming
+from pared.methods import L0, UNIT_METHODS, GroupLasso, Prune, Shrink, Slimming, UnitMethod
 from pared.nn import Switch
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU)
@@ -46,7 +46,7 @@ def plain_networks(draw: st.DrawFn) -> nn.Sequential:
     return (nn.Sequential(OrderedDict(layers)) if named else nn.Sequential(*[m for _, m in layers])).double()
 
 
-EVERY: dict[str, Method] = {
+EVERY: dict[str, UnitMethod] = {
     "shrink": Shrink(0.1),
     "shrink inputs": Shrink(0.1, inputs=True),
     "group lasso": GroupLasso(0.1, groups="columns"),
@@ -61,7 +61,7 @@ EVERY: dict[str, Method] = {
 def test_whatever_binds_runs_loses_units_and_comes_back_plain(
     model: nn.Sequential, name: str, data: st.DataObject
 ) -> None:
-    assert {type(method) for method in EVERY.values()} == set(METHODS.values())
+    assert {type(method) for method in EVERY.values()} == set(UNIT_METHODS.values())
     x = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     plain = copy.deepcopy(model)
     adam = OPTIMIZERS["Adam"](model)

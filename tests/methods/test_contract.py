@@ -15,18 +15,18 @@ from helpers import OPTIMIZERS, branched, images, network, task
 from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import (
     L0,
-    METHODS,
+    UNIT_METHODS,
     Geometric,
     GroupLasso,
-    Method,
     Prune,
-    Session,
     Shrink,
     SignChange,
     SignVariance,
     Slimming,
     Threshold,
     TowardSize,
+    UnitMethod,
+    UnitSession,
 )
 from pared.models import vgg
 from pared.train.checkpoint import load_state, save_state
@@ -80,18 +80,18 @@ def net(method: Any, seed: int) -> nn.Module:
     return network(seed=seed)
 
 
-def narrow(x: Tensor, session: Session) -> Tensor:
+def narrow(x: Tensor, session: UnitSession) -> Tensor:
     return x[:, session.inputs] if x.ndim == 2 else x
 
 
-def bound(method: Any, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"], seed: int = 0) -> Session:
+def bound(method: Any, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"], seed: int = 0) -> UnitSession:
     model = net(method, seed)
     generator, x = torch.Generator().manual_seed(1), data(method)[0][:2]
     return method.bind(model, optimizer(model), x, total_steps=200, steps_per_epoch=STEPS, generator=generator)
 
 
 def run(
-    session: Session, steps: int, start: int = 0, scheduler: Any = None, after: Callable[[], None] = lambda: None
+    session: UnitSession, steps: int, start: int = 0, scheduler: Any = None, after: Callable[[], None] = lambda: None
 ) -> Tensor:
     convolutions = any(isinstance(module, nn.Conv2d) for module in session.model.modules())
     x, y = images() if convolutions else task()
@@ -117,7 +117,7 @@ def same_model(first: nn.Module, second: nn.Module) -> None:
 
 
 def test_every_method_of_the_table_has_a_case() -> None:
-    assert {type(method) for method in CASES.values()} == set(METHODS.values())
+    assert {type(method) for method in CASES.values()} == set(UNIT_METHODS.values())
 
 
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
@@ -179,7 +179,7 @@ PAIRS = [
     pytest.param(method, optimizer, id=f"{name}-{kind}")
     for name, method in CASES.items()
     for kind, optimizer in OPTIMIZERS.items()
-    if name in METHODS or kind in ("Adam", "SGD Nesterov")
+    if name in UNIT_METHODS or kind in ("Adam", "SGD Nesterov")
 ]
 
 
@@ -223,7 +223,7 @@ def test_switches_stand_after_norms_and_never_after_the_last_layer() -> None:
 
 
 def test_biases_made_by_folding_are_resumed_in_order() -> None:
-    def bound_sigmoid() -> Session:
+    def bound_sigmoid() -> UnitSession:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             layers = [
@@ -296,7 +296,7 @@ def test_binding_at_the_wrong_time_or_place_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", [Shrink(), GroupLasso(), Slimming(params=5), Prune(params=5), L0()], ids=str)
-def test_a_network_is_bound_once_at_a_time(method: Method) -> None:
+def test_a_network_is_bound_once_at_a_time(method: UnitMethod) -> None:
     x = task()[0]
     model = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
     optimizer = OPTIMIZERS["Adam"](model)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pared
 from helpers import branched, images, network, task
 from pared.errors import ConfigError, SurgeryError
-from pared.methods import L0, GroupLasso, Prune, Session, Slimming
+from pared.methods import L0, GroupLasso, Prune, Slimming, UnitSession
 from pared.methods.cuts import cut_to
 from pared.methods.units import find_units
 from pared.models import vgg
@@ -26,7 +26,7 @@ def small_vgg(seed: int = 0) -> nn.Sequential:
     return vgg([6, 0, 8, 0], outputs=2, channels=2, size=6, generator=torch.Generator().manual_seed(seed))
 
 
-def bound(method: Any, model: nn.Module, x: Tensor, lr: float = 0.1, **steps: int) -> Session:
+def bound(method: Any, model: nn.Module, x: Tensor, lr: float = 0.1, **steps: int) -> UnitSession:
     optimizer = torch.optim.SGD(model.parameters(), lr)
     generator = torch.Generator().manual_seed(0)
     return method.bind(
@@ -34,7 +34,7 @@ def bound(method: Any, model: nn.Module, x: Tensor, lr: float = 0.1, **steps: in
     )
 
 
-def train(session: Session, steps: int, x: Tensor, y: Tensor) -> None:
+def train(session: UnitSession, steps: int, x: Tensor, y: Tensor) -> None:
     for _ in range(steps):
         (F.cross_entropy(session.model(x), y) + session.penalty()).backward()
         session.step()

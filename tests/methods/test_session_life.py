@@ -11,19 +11,19 @@ from torch.optim.swa_utils import AveragedModel
 
 from helpers import OPTIMIZERS, network, task
 from pared.errors import ConfigError
-from pared.methods import Session, Shrink
+from pared.methods import Shrink, UnitSession
 
 X, Y = task()
 
 
-def bound(model: Any = None, optimizer: str = "Adam", **options: Any) -> Session:
+def bound(model: Any = None, optimizer: str = "Adam", **options: Any) -> UnitSession:
     model = network() if model is None else model
     generator = torch.Generator().manual_seed(1)
     method = Shrink(**{"strength": 0.02, "init": "uniform", "inputs": True, "every": 4, **options})
     return method.bind(model, OPTIMIZERS[optimizer](model), X, generator=generator)
 
 
-def step(session: Session, number: int = 0, scaler: Any = None) -> torch.Tensor:
+def step(session: UnitSession, number: int = 0, scaler: Any = None) -> torch.Tensor:
     rows = slice(number % 8 * 32, number % 8 * 32 + 32)
     loss = F.cross_entropy(session.model(X[rows]), Y[rows]) + session.penalty()
     (loss if scaler is None else scaler.scale(loss)).backward()
@@ -34,7 +34,7 @@ def step(session: Session, number: int = 0, scaler: Any = None) -> torch.Tensor:
     return loss
 
 
-def run(session: Session, steps: int) -> None:
+def run(session: UnitSession, steps: int) -> None:
     for number in range(session.steps, session.steps + steps):
         step(session, number)
 
@@ -45,7 +45,7 @@ def assert_same(first: nn.Module, second: nn.Module) -> None:
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def kill(session: Session, layer: int, index: int) -> None:
+def kill(session: UnitSession, layer: int, index: int) -> None:
     switch = list(session.switches.values())[layer]
     with torch.no_grad():
         switch.theta[index] = 0.0

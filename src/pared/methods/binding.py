@@ -33,6 +33,16 @@ def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
         )
     if any(switch.bound for switch in switches_of(model).values()):
         raise SurgeryError(BOUND)
+    check_optimizer(model, optimizer)
+
+
+def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that cannot follow.
+
+    Raises:
+        ConfigError: it is another network's.
+        SurgeryError: its step is not each weight's own.
+    """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in model.parameters()):
         raise ConfigError(

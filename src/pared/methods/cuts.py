@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pared.errors import ConfigError
-from pared.methods.session import Session
+from pared.methods.unit_session import UnitSession
 
 #: What a selector's units are worth, (units,), comparable over all selectors.
-Worth = Callable[[Session, str], Tensor]
+Worth = Callable[[UnitSession, str], Tensor]
 
 
 def check_cuts(params: int, at: Sequence[float]) -> None:
@@ -35,12 +35,12 @@ class Cuts:
     params: int
     at: tuple[float, ...]
     worth: Worth
-    after: Callable[[Session], None] = lambda session: None
+    after: Callable[[UnitSession], None] = lambda session: None
 
-    def look(self, session: Session) -> None:
+    def look(self, session: UnitSession) -> None:
         """Nothing depends on gradients."""
 
-    def judge(self, session: Session) -> None:
+    def judge(self, session: UnitSession) -> None:
         """Cut, if it is time."""
         moments = self._moments(session)
         if session.steps not in moments:
@@ -51,17 +51,17 @@ class Cuts:
         session.remove()
         self.after(session)
 
-    def over(self, session: Session) -> bool:
+    def over(self, session: UnitSession) -> bool:
         """Whether the last cut is done."""
         return session.steps >= self._moments(session)[-1]
 
-    def _moments(self, session: Session) -> list[int]:
+    def _moments(self, session: UnitSession) -> list[int]:
         assert session.total_steps is not None
         return [max(1, round(moment * session.total_steps)) for moment in self.at]
 
 
 @torch.no_grad()
-def cut_to(session: Session, params: float, worth: Worth) -> None:
+def cut_to(session: UnitSession, params: float, worth: Worth) -> None:
     """Kill the units worth least until the network has at most `params` parameters, the best of each selector spared."""
     names = list(session.selectors)
     worths = [worth(session, name).double().cpu() for name in names]

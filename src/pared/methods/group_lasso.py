@@ -10,17 +10,17 @@ from torch.optim import Optimizer
 from pared.errors import ConfigError
 from pared.methods.binding import check_strength
 from pared.methods.groups import GroupNorms, Groups
-from pared.methods.method import Method
+from pared.methods.method import UnitMethod
 from pared.methods.parts import Parts
 from pared.methods.rules import leave_alive
-from pared.methods.session import Session
 from pared.methods.strengths import Strength
+from pared.methods.unit_session import UnitSession
 from pared.methods.units import find_units
 from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class GroupLasso(Method):
+class GroupLasso(UnitMethod):
     """strength · the sum over all units of the norm of their weights; a unit whose norm is 0, or small, dies.
 
     Args:
@@ -66,14 +66,14 @@ class _Lasso:
     threshold: float
     norms: GroupNorms = field(compare=False)
 
-    def penalty(self, session: Session) -> Tensor:
+    def penalty(self, session: UnitSession) -> Tensor:
         """Return strength · the sum of the norms; 0 where the proximal step takes its place."""
         if self.proximal:
             return torch.zeros((), device=next(session.model.parameters()).device)
         return session.strength * torch.cat([self.norms.of(session, name) for name in session.selectors]).sum()
 
     @torch.no_grad()
-    def press(self, session: Session) -> None:
+    def press(self, session: UnitSession) -> None:
         """Take the proximal step."""
         if not self.proximal:
             return
@@ -86,11 +86,11 @@ class _Lasso:
 
             self.norms.scale_(session, name, factors)
 
-    def look(self, session: Session) -> None:
+    def look(self, session: UnitSession) -> None:
         """Nothing depends on gradients."""
 
     @torch.no_grad()
-    def judge(self, session: Session) -> None:
+    def judge(self, session: UnitSession) -> None:
         """Kill what is small."""
         for name, selector in session.selectors.items():
             norm = self.norms.of(session, name)

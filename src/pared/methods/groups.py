@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pared.methods.session import Session
+from pared.methods.unit_session import UnitSession
 from pared.surgery import leaves_of, locate
 
 #: A unit's group of weights: those that make it, or those that read it.
@@ -23,7 +23,7 @@ class Members:
     unit: Tensor
 
 
-def members(session: Session, name: str, groups: Groups) -> list[Members]:
+def members(session: UnitSession, name: str, groups: Groups) -> list[Members]:
     """Return the weights of the units of the selector `name`."""
     slot = session.slots[name]
     space = session.graph.at(slot.tensor, slot.axis)
@@ -48,7 +48,7 @@ class GroupNorms:
         self.groups: Groups = groups
         self._known: dict[str, tuple[int, list[Members]]] = {}
 
-    def of(self, session: Session, name: str) -> Tensor:
+    def of(self, session: UnitSession, name: str) -> Tensor:
         """Return the norm of each unit's group, (units,); its gradient is 0 where a group is 0."""
         size = len(session.selectors[name].alive)
         total: Tensor | None = None
@@ -63,7 +63,7 @@ class GroupNorms:
         return torch.where(total > 0, total, 1.0).sqrt() * (total > 0)
 
     @torch.no_grad()
-    def scale_(self, session: Session, name: str, factors: Callable[[float], Tensor]) -> None:
+    def scale_(self, session: UnitSession, name: str, factors: Callable[[float], Tensor]) -> None:
         """Multiply each unit's group by its factor, which may depend on the learning rate of the weights."""
         rates = session.learning_rates()
         for item in self._members(session, name):
@@ -74,7 +74,7 @@ class GroupNorms:
             )
             weight.mul_(each[item.unit.to(weight.device)].view(-1, *[1] * (weight.ndim - 1)))
 
-    def _members(self, session: Session, name: str) -> list[Members]:
+    def _members(self, session: UnitSession, name: str) -> list[Members]:
         size = session.params  # whatever was removed changes it
         if name not in self._known or self._known[name][0] != size:
             self._known[name] = size, members(session, name, self.groups)

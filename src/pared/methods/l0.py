@@ -9,18 +9,18 @@ from torch.optim import Optimizer
 from pared.errors import ConfigError
 from pared.methods.binding import bind_switches, check_strength
 from pared.methods.costs import Cost, Costs, check_cost
-from pared.methods.method import Method
+from pared.methods.method import UnitMethod
 from pared.methods.parts import Parts
 from pared.methods.rules import EachSwitch, leave_alive
-from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.switches import place_switches, whole
+from pared.methods.unit_session import UnitSession
 from pared.nn import HardConcrete, Switch
 from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class L0(Method):
+class L0(UnitMethod):
     """strength · the expected number of open gates, a hard concrete gate on every unit; one that is closed dies.
 
     Args:
@@ -69,13 +69,13 @@ class L0(Method):
 class _Expected:
     """The expected number of open gates."""
 
-    def penalty(self, session: Session) -> Tensor:
+    def penalty(self, session: UnitSession) -> Tensor:
         """Return strength · the sum of the probabilities that gates are open, each weighed by its cost."""
         gates = session.switches.items()
         expected = [g.expected().sum() * session.weights[n] for n, g in gates if isinstance(g, HardConcrete)]
         return session.strength * torch.stack(expected).sum()
 
-    def press(self, session: Session) -> None:
+    def press(self, session: UnitSession) -> None:
         """Draw the noise of the next step, which depends on the session's seed and the step only."""
         generator = torch.Generator().manual_seed((session.seed * 1_000_003 + session.steps) % 2**63)
         for gate in session.switches.values():

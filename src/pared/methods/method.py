@@ -11,13 +11,44 @@ from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.binding import BOUND, check_bindable, check_strength
 from pared.methods.parts import Parts
-from pared.methods.session import Session, sessions_of, updates_per_removal
+from pared.methods.session import Session, sessions_of
 from pared.methods.strengths import Strength
+from pared.methods.unit_session import UnitSession, updates_per_removal
 from pared.surgery import Example
 
 
 class Method(ABC):
-    """A frozen config that can be bound to a network; a method of one's own says in `assemble` what it is made of.
+    """A frozen config that can be bound to a network."""
+
+    @abstractmethod
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example: Example,
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Session:
+        """Bind the method to `model` and `optimizer`, and return the session that drives it.
+
+        Args:
+            model: the network; wrapped, in several processes.
+            optimizer: over the model's parameters, without state yet or with.
+            example: what the forward pass takes, as for `pared.graph`: one batch of its inputs, say.
+            total_steps: optimizer steps of the whole run, for what happens at fractions of it.
+            steps_per_epoch: optimizer steps in an epoch, for what happens once an epoch.
+            generator: where random numbers are drawn from.
+
+        Raises:
+            ConfigError: the optimizer is another network's, or a number of steps is missing.
+            SurgeryError: the network is bound already; nothing was changed.
+        """
+
+
+class UnitMethod(Method):
+    """A method that removes units; one of your own says in `assemble` what it is made of.
 
     Attributes:
         strength: how hard it presses, >= 0, or what moves it along the run.
@@ -38,8 +69,8 @@ class Method(ABC):
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Session:
-        """Bind the method to `model` and `optimizer`, and return the session that drives it.
+    ) -> UnitSession:
+        """Bind the method to `model` and `optimizer`; see `Method.bind`.
 
         Methods of switches put them into `model` and give them a group of `optimizer` without weight decay; the others
         put nothing into it. Bind before any learning-rate scheduler is made.
@@ -64,7 +95,7 @@ class Method(ABC):
         check_bindable(net, optimizer)
         if any(surgery.bare(session.model) is net for session in sessions_of(optimizer)):
             raise SurgeryError(BOUND)
-        return Session(
+        return UnitSession(
             model,
             optimizer,
             self.assemble(net, optimizer, example, generator),

@@ -10,17 +10,17 @@ from pared.methods.costs import Costs
 from pared.methods.selectors import Selected
 
 if TYPE_CHECKING:
-    from pared.methods.session import Session
+    from pared.methods.unit_session import UnitSession
 
 
 class Pressure(Protocol):
     """What makes selectors smaller: a penalty, or a step of its own."""
 
-    def penalty(self, session: "Session") -> Tensor:
+    def penalty(self, session: "UnitSession") -> Tensor:
         """Return what is added to the loss, a scalar."""
         ...
 
-    def press(self, session: "Session") -> None:
+    def press(self, session: "UnitSession") -> None:
         """Do what comes right after the optimizer's step, in place: a proximal step, say."""
         ...
 
@@ -28,11 +28,11 @@ class Pressure(Protocol):
 class Judge(Protocol):
     """Decides who dies."""
 
-    def look(self, session: "Session") -> None:
+    def look(self, session: "UnitSession") -> None:
         """Look at gradients and weights before the optimizer's step, while they belong together."""
         ...
 
-    def judge(self, session: "Session") -> None:
+    def judge(self, session: "UnitSession") -> None:
         """Kill, after an optimizer step and before a removal that is due: clear `alive` and silence the selectors."""
         ...
 
@@ -51,9 +51,9 @@ class Parts:
 class NoPressure:
     """No pressure."""
 
-    def penalty(self, session: "Session") -> Tensor:
+    def penalty(self, session: "UnitSession") -> Tensor:
         """Return 0."""
         return torch.zeros((), device=next(session.model.parameters()).device)
 
-    def press(self, session: "Session") -> None:
+    def press(self, session: "UnitSession") -> None:
         """Do nothing."""

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError
 from pared.methods.cuts import Cuts, check_cuts
-from pared.methods.method import Method
+from pared.methods.method import UnitMethod
 from pared.methods.parts import NoPressure, Parts
-from pared.methods.session import Session
+from pared.methods.unit_session import UnitSession
 from pared.methods.units import find_units
 from pared.surgery import Example
 
@@ -22,7 +22,7 @@ Score = Literal["magnitude", "taylor"]
 
 
 @dataclass(frozen=True)
-class Prune(Method):
+class Prune(UnitMethod):
     """No pressure; at the fractions `at` of the run the units worth least are cut, over all layers.
 
     Args:
@@ -66,7 +66,7 @@ class _Pruning(Cuts):
     rewind: float | None = None
 
     @torch.no_grad()
-    def look(self, session: Session) -> None:
+    def look(self, session: UnitSession) -> None:
         """Remember the weights to rewind to, if it is time, and add to what the units have been worth."""
         assert session.total_steps is not None
         if self.rewind is not None and session.steps == round(self.rewind * session.total_steps):
@@ -80,18 +80,18 @@ class _Pruning(Cuts):
             units.state["importance"] = before + change.square()
 
 
-def _magnitude(session: Session, name: str) -> Tensor:
+def _magnitude(session: UnitSession, name: str) -> Tensor:
     slot = session.slots[name]
     weight = session.parameter(slot.tensor).movedim(slot.axis, 0)
     norm = weight.reshape(len(weight), -1).norm(dim=1)
     return norm / norm.mean().clamp(min=torch.finfo(norm.dtype).tiny)
 
 
-def _importance(session: Session, name: str) -> Tensor:
+def _importance(session: UnitSession, name: str) -> Tensor:
     return session.units[name].state["importance"]
 
 
-def _after_a_cut(session: Session) -> None:
+def _after_a_cut(session: UnitSession) -> None:
     """Count anew, and take the weights of the copy, if there is one: it has followed every removal."""
     for units in session.units.values():
         if "importance" in units.state:

@@ -12,7 +12,7 @@ from pared.nn import Switch
 from pared.ops import update_sign_statistics_
 
 if TYPE_CHECKING:
-    from pared.methods.session import Session
+    from pared.methods.unit_session import UnitSession
 
 
 class Rule(Protocol):
@@ -112,10 +112,10 @@ class EachSwitch:
 
     rule: Rule
 
-    def look(self, session: "Session") -> None:
+    def look(self, session: "UnitSession") -> None:
         """Nothing depends on gradients."""
 
-    def judge(self, session: "Session") -> None:
+    def judge(self, session: "UnitSession") -> None:
         """Let the rule look at each switch."""
         for switch in session.switches.values():
             self.rule.update(switch)

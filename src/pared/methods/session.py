@@ -1,10 +1,9 @@
 """The few hooks through which every method is driven, by our loop or a person's own."""
 
-import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,14 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError, RunError
-from pared.methods.costs import Costs
-from pared.methods.parts import Parts
-from pared.methods.selectors import Units
-from pared.methods.strengths import Progress, Strength
-from pared.nn import Select, Switch, crop_kernels
-
-FORMAT = 4
+from pared.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,85 +25,53 @@ class Event:
     index: tuple[int, ...]
 
 
-class Session:
+class Session(ABC):
     """A method bound to a model and its optimizer.
 
     Inside a step: `with session.batch(y)`, add `session.penalty()` to the loss, backward, `session.step()`, then
     `optimizer.zero_grad()`. A loop that calls `optimizer.step()` itself, or lets a wrapper of it do so, does the same:
-    selectors are judged, and what is dead removed, right behind the optimizer's step, wherever that is called.
-    `strength` may be changed at any time, unless a schedule moves it. `events` says what died, when, and `on_event` is
-    called with each; `steps` counts optimizer steps. `selectors` say who is alive, and those
-    with an entry in `slots` are removed while the network trains; `copies` of the network, which follow
-    its removals, are a method's own, as of weights to rewind to.
+    the method is at work right before and behind the optimizer's step, wherever that is called. `steps` counts optimizer
+    steps, `total_steps` are those of the whole run where they are known.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        parts: Parts,
-        *,
-        every: int,
-        strength: float | Strength = 0.0,
-        total_steps: int | None = None,
-        features: int = 0,
-    ) -> None:
-        self.model, self.optimizer, self.every = model, optimizer, every
-        self.pressure, self.judge, selected = parts.pressure, parts.judge, parts.selected
-        self.selectors, self.slots = dict(selected.selectors), dict(selected.slots)
-        self.titles, self.skipped, self.graph = dict(selected.layers), dict(selected.skipped), selected.graph
-        self.kept = {name: list(range(len(selector.alive))) for name, selector in self.selectors.items()}
-        self.schedule = None if isinstance(strength, int | float) else strength
-        self.strength = float(strength) if isinstance(strength, int | float) else strength.start
-        self.total_steps, self.features, self.seed = total_steps, features, parts.seed
-        self.costs = parts.costs or Costs("none", surgery.bare(model), self.graph, ())
-        self.weights = self.costs.weights(self.slots)
-        self.params = self.start_params = self._count()
-        self.least_params = self.params_with({name: [0] for name in self.slots})
+    def __init__(self, model: nn.Module, optimizer: Optimizer, total_steps: int | None) -> None:
+        self.model, self.optimizer, self.total_steps = model, optimizer, total_steps
         self.averaged: list[nn.Module] = []
-        self.copies: dict[str, nn.Module] = {}
         self.steps = 0
-        self.events: list[Event] = []
-        self.created: list[str] = []
-        self.on_event: Callable[[Event], None] = _ignore
         self._follow_steps()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_handles"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._follow_steps()  # a copied optimizer has lost the hooks
 
     def _follow_steps(self) -> None:
         optimizer = self.optimizer
-        before, after = optimizer.register_step_pre_hook(self._before_step), self._after_step
+        before, after = optimizer.register_step_pre_hook(self._on_step), self._on_stepped
         self._handles = before, optimizer.register_step_post_hook(after)
 
-    @property
-    def switches(self) -> dict[str, Switch]:
-        """The selectors that are switches."""
-        return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Switch)}
+    def _on_step(self, *_: object) -> None:
+        self.before_step()
+
+    def _on_stepped(self, *_: object) -> None:
+        self.steps += 1
+        self.after_step()
 
     @property
-    def units(self) -> dict[str, Units]:
-        """The selectors that are units of layers as they are."""
-        return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Units)}
-
-    @property
-    def inputs(self) -> Tensor:
-        """The indices of the network's original inputs that are still in use, int64 (kept,)."""
-        select = next((m for m in self.model.modules() if isinstance(m, Select)), None)
-        return torch.arange(self.features) if select is None else select.index
+    def net(self) -> nn.Module:
+        """The model without what wraps it."""
+        return surgery.bare(self.model)
 
     def follow(self, averaged: nn.Module) -> None:
-        """Let every later removal also happen in `averaged`, a copy of the bound model or an `AveragedModel` of it.
+        """Let all that dies later also die in `averaged`, a copy of the bound model or an `AveragedModel` of it.
 
         Raises:
             ConfigError: its tensors have other names or shapes than the bound model's.
         """
         module = surgery.bare(averaged)
-        mine, other = surgery.bare(self.model).state_dict(), module.state_dict()
+        mine, other = self.net.state_dict(), module.state_dict()
         for name in mine.keys() | other.keys():
             if name not in mine or name not in other or mine[name].shape != other[name].shape:
                 raise ConfigError(
@@ -126,216 +86,58 @@ class Session:
 
     def penalty(self) -> Tensor:
         """Return what to add to the loss, a scalar."""
-        return self.pressure.penalty(self)
+        return torch.zeros((), device=next(self.model.parameters()).device)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Take the optimizer's step, judge the switches, and remove what is dead when a removal is due.
+        """Take the optimizer's step, with what the method does before and behind it.
 
-        With `scaler` the step is taken through it, so that it can be left out when gradients overflowed; nothing is
-        judged then. Call its `update` afterwards, as usual.
+        With `scaler` the step is taken through it, so that it can be left out when gradients overflowed; nothing dies
+        then. Call its `update` afterwards, as usual.
         """
         if scaler is None:
             self.optimizer.step()
         else:
             scaler.step(self.optimizer)
 
-    def _before_step(self, *_: object) -> None:
-        self.judge.look(self)
+    @abstractmethod
+    def before_step(self) -> None:
+        """Do what a method does while gradients and weights belong together, before the optimizer's step."""
 
-    def _after_step(self, *_: object) -> None:
-        self.steps += 1
-        self.pressure.press(self)
-        self.judge.judge(self)
-        if self.steps % self.every == 0:
-            self.remove()
-        if self.schedule is not None and self.total_steps is not None:
-            done, step = self.steps / self.total_steps, 1 / self.total_steps
-            progress = Progress(done, step, self.params, self.start_params, self.least_params)
-            self.strength = self.schedule.next(self.strength, progress)
+    @abstractmethod
+    def after_step(self) -> None:
+        """Do what a method does behind the optimizer's step, which has been counted."""
 
     def parameter(self, name: str) -> nn.Parameter:
         """Return a parameter of the network by its name."""
-        return surgery.bare(self.model).get_parameter(name)
+        return self.net.get_parameter(name)
 
     def learning_rates(self) -> dict[int, float]:
         """Return the learning rate of each parameter the optimizer has, by its id."""
         return {id(p): float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
 
-    def _count(self) -> int:
-        """The parameters of the network without its switches."""
-        thetas = sum(switch.theta.numel() for switch in self.switches.values())
-        return sum(p.numel() for p in self.model.parameters()) - thetas
-
-    def params_with(self, keep: Mapping[str, Sequence[int]]) -> int:
-        """Return what `params` would be with the factors `keep` of each named selector only."""
-        model = surgery.bare(self.model)
-        shapes = {name: list(p.shape) for name, p in model.named_parameters()}
-        for item in surgery.make_plan(self.graph, model, self._spaces(keep), living="cut").gathers:
-            if item.tensor in shapes:
-                shapes[item.tensor][item.axis] = len(item.index)
-        return sum(math.prod(shape) for name, shape in shapes.items() if not self._is_theta(name))
-
-    def _is_theta(self, parameter: str) -> bool:
-        return parameter.removesuffix(".theta") in self.switches
-
-    def _spaces(self, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-        """The factors of named selectors under the names of their spaces."""
-        return {self.graph.at(self.slots[name].tensor, self.slots[name].axis).name: keep[name] for name in keep}
-
     def detach(self) -> None:
         """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
         for handle in self._handles:
             handle.remove()
-        for switch in self.switches.values():
-            switch.bound = False
 
-    def remove(self) -> None:
-        """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
-        keep = {
-            name: selector.alive.nonzero().flatten().tolist()
-            for name, selector in self.selectors.items()
-            if name in self.slots and not bool(selector.alive.all())
-        }
-        if not keep:
-            return
-        channels = {
-            name: (self.selectors[name].channels, self.selectors[name].live_channels().tolist()) for name in keep
-        }
-        before = {name for name, _ in surgery.bare(self.model).named_parameters()}
-        plan = self._apply(keep)
-        self.created += [item.bias for item in plan.constants if item.bias not in before]
-        for name, (size, live) in channels.items():
-            dead = tuple(sorted(set(range(size)) - set(live)))
-            self.events.append(Event(self.steps, self.titles[name], len(dead), len(live), dead))
-            self.on_event(self.events[-1])
-
-    def _apply(
-        self, keep: Mapping[str, Sequence[int]], created: Sequence[str] = (), living: surgery.Living = "refuse"
-    ) -> surgery.Plan:
-        """Keep the factors `keep` of each named switch only, in model, optimizer, averaged copies and graph.
-
-        Biases `created` by an earlier removal are made again, empty and in the same order, which is the optimizer's.
-        """
-        spaces = self._spaces(keep)
-        plan = surgery.make_plan(self.graph, surgery.bare(self.model), spaces, living=living)
-        empty = tuple(surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created)
-        plan = replace(plan, constants=plan.constants + empty)
-        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=[*self.averaged, *self.copies.values()])
-        self.graph.follow(spaces, ((item.bias, item.weight) for item in plan.constants))
-        for name, factors in keep.items():
-            self.kept[name] = [self.kept[name][factor] for factor in factors]
-            selector = self.selectors[name]
-            if isinstance(selector, Units):
-                selector.follow(factors)
-        self.weights, self.params = self.costs.weights(self.slots), self._count()
-        return plan
-
+    @abstractmethod
     def realize(self) -> nn.Module:
-        """Return a new network of the size reached, switches folded in; where inputs died, it takes `inputs` only.
+        """Return a new network as it is now, that needs no pared to load or run."""
 
-        It is of the model's own class, made of the model's own layers, and needs no pared to load or run. A switch
-        that its user put where it cannot be folded exactly is still there.
-        """
-        self.remove()
-        model = surgery.bare(self.model)
-        selects = any(isinstance(module, Select) for module in model.modules())
-        small = surgery.fold(model) if selects else surgery.fold_by(model, self.graph)
-        small.zero_grad(set_to_none=True)
-        return crop_kernels(small)
-
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on bit-equally: model, optimizer, selectors, copies, steps, strength, events."""
-        return {
-            "format": FORMAT,
-            "steps": self.steps,
-            "strength": self.strength,
-            "events": [asdict(event) for event in self.events],
-            "kept": {name: list(factors) for name, factors in self.kept.items()},
-            "created": list(self.created),
-            "rates": dict(self.costs.rates),
-            "seed": self.seed,
-            "units": {name: dict(units.state) for name, units in self.units.items()},
-            "copies": {name: model.state_dict() for name, model in self.copies.items()},
-            "model": surgery.bare(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        """Return everything needed to go on bit-equally, model and optimizer included."""
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resize this freshly bound session's model and optimizer to the saved sizes and fill them.
+        """Go on from a saved state in this freshly bound session.
 
         Raises:
             RunError: the state comes from another network or another format.
         """
-        if state.get("format") != FORMAT:
-            raise RunError(
-                f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
-            )
-        model = surgery.bare(self.model)
-        created = [name for name in state["created"] if name not in model.state_dict()]
-        keep = self._still_kept(state["kept"])
-        self._check_fit(state["model"], keep, created)
-        self.costs.rates = dict(state["rates"])
-        self._apply(keep, created, living="cut")
-        model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
-        for name, units in self.units.items():
-            units.state = {key: t.to(units.alive.device, copy=True) for key, t in state["units"][name].items()}
-        self.copies = {}
-        for name, tensors in state["copies"].items():
-            self.copies[name] = copy.deepcopy(model)
-            self.copies[name].load_state_dict(tensors)
-        self.steps, self.strength, self.seed = state["steps"], state["strength"], state["seed"]
-        self.created[:] = state["created"]
-        self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
-
-    def _still_kept(self, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Where, among what each switch has now, the factors are that the saved session still had."""
-        if kept.keys() != self.kept.keys():
-            name = min(kept.keys() ^ self.kept.keys())
-            raise RunError(_MISFIT.format(f"the switch {name!r} is in one of them only"))
-        places = {name: {factor: place for place, factor in enumerate(mine)} for name, mine in self.kept.items()}
-        for name, factors in kept.items():
-            if not factors or any(factor not in places[name] for factor in factors):
-                raise RunError(_MISFIT.format(f"the switch {name!r} has fewer factors here"))
-        return {name: [places[name][factor] for factor in factors] for name, factors in kept.items()}
-
-    def _check_fit(
-        self, saved: Mapping[str, Tensor], keep: Mapping[str, Sequence[int]], created: Sequence[str]
-    ) -> None:
-        """Compare names and shapes, as they will be after the removal, before anything is changed."""
-        model = surgery.bare(self.model)
-        shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-        missing = shapes.keys() ^ (saved.keys() - set(created))
-        if missing:
-            raise RunError(_MISFIT.format(f"{min(missing)!r} is in one of them only"))
-        for item in surgery.make_plan(self.graph, model, self._spaces(keep), living="cut").gathers:
-            shapes[item.tensor][item.axis] = len(item.index)
-        for name, shape in shapes.items():
-            if list(saved[name].shape) != shape:
-                raise RunError(_MISFIT.format(f"{name!r} is {tuple(saved[name].shape)} there and {tuple(shape)} here"))
-
-
-_MISFIT = "the saved session does not fit this network: {}; build the network it was saved from"
 
 
 def sessions_of(optimizer: Optimizer) -> list[Session]:
     """Return the sessions that follow the steps of `optimizer`."""
     owners = [getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_post_hooks.values()]
     return [owner for owner in owners if isinstance(owner, Session)]
-
-
-def _ignore(event: Event) -> None:
-    pass
-
-
-def updates_per_removal(every: int | str, steps_per_epoch: int | None) -> int:
-    """Return how many optimizer steps lie between two removals; `every` is a number of steps or "epoch"."""
-    if every == "epoch":
-        if steps_per_epoch is None:
-            raise ConfigError('every="epoch" needs steps_per_epoch in bind; pass it, or give a number of steps')
-        if steps_per_epoch < 1:
-            raise ConfigError(f"steps_per_epoch must be at least 1, got {steps_per_epoch}")
-        return steps_per_epoch
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise ConfigError(f'every must be "epoch" or a number of steps >= 1, got {every!r}')
-    return every

@@ -12,12 +12,12 @@ from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.binding import bind_switches, check_strength
 from pared.methods.costs import Cost, Costs, check_cost
-from pared.methods.method import Method
+from pared.methods.method import UnitMethod
 from pared.methods.parts import Parts
 from pared.methods.rules import EachSwitch, Rule, SignVariance
-from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.switches import Switches, add_switches, refusals, switches_of, titles, whole
+from pared.methods.unit_session import UnitSession
 from pared.nn import KernelSwitch, Select, Switch, switch_kernels
 from pared.nn.switch import Init, check_init
 from pared.penalties import l1
@@ -25,7 +25,7 @@ from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class Shrink(Method):
+class Shrink(UnitMethod):
     """Switch layers, an L1 penalty on them, a rule of death, removal while training.
 
     Args:
@@ -133,7 +133,7 @@ class _Penalty:
     weight_strength: float
     weight_power: int
 
-    def penalty(self, session: Session) -> Tensor:
+    def penalty(self, session: UnitSession) -> Tensor:
         """Return strength · sum of |theta|, each weighed by what its units cost, and weight_strength · sum of |W|^p.
 
         Source: ShrinkNets (arXiv 1806.03723), equation 2; its p-th power as in equations 8 and 9.
@@ -148,7 +148,7 @@ class _Penalty:
             total = total + self.weight_strength * power
         return total
 
-    def press(self, session: Session) -> None:
+    def press(self, session: UnitSession) -> None:
         """Do nothing: the optimizer's step is all."""
 
 

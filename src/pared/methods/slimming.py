@@ -9,17 +9,17 @@ from torch.optim import Optimizer
 
 from pared.methods.binding import check_strength
 from pared.methods.cuts import Cuts, check_cuts
-from pared.methods.method import Method
+from pared.methods.method import UnitMethod
 from pared.methods.parts import Parts
-from pared.methods.session import Session
 from pared.methods.strengths import Strength
+from pared.methods.unit_session import UnitSession
 from pared.methods.units import find_units
 from pared.penalties import l1
 from pared.surgery import Example
 
 
 @dataclass(frozen=True)
-class Slimming(Method):
+class Slimming(UnitMethod):
     """strength · the sum of |scale| over the channels of batch and instance norms; the smallest of all layers are cut.
 
     Args:
@@ -53,7 +53,7 @@ class Slimming(Method):
         return Parts(find_units(model, example, normed=True), pressure=_OnScales(cuts), judge=cuts)
 
 
-def scales(session: Session, name: str) -> Tensor:
+def scales(session: UnitSession, name: str) -> Tensor:
     """Return |scale| of each unit, (units,)."""
     return session.units[name].rows()[0].abs().squeeze(1)
 
@@ -62,11 +62,11 @@ def scales(session: Session, name: str) -> Tensor:
 class _OnScales:
     cuts: Cuts
 
-    def penalty(self, session: Session) -> Tensor:
+    def penalty(self, session: UnitSession) -> Tensor:
         """Return strength · the sum of |scale|, 0 after the last cut."""
         if self.cuts.over(session):
             return torch.zeros((), device=next(session.model.parameters()).device)
         return session.strength * l1(units.rows()[0] for units in session.units.values())
 
-    def press(self, session: Session) -> None:
+    def press(self, session: UnitSession) -> None:
         """Do nothing: the optimizer's step is all."""

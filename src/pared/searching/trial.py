@@ -8,7 +8,7 @@ from torch import Generator, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pared.methods import Session, Shrink, SignVariance
+from pared.methods import Shrink, SignVariance, UnitSession
 from pared.models import kaiming_, mlp
 from pared.searching.space import Choice
 from pared.train.arrays import predict
@@ -73,7 +73,9 @@ def _epochs(context: Context, choice: Choice, place: int) -> Iterator[tuple[int,
         epoch += 1
 
 
-def _bind(context: Context, choice: Choice, model: nn.Module, optimizer: Optimizer, generator: Generator) -> Session:
+def _bind(
+    context: Context, choice: Choice, model: nn.Module, optimizer: Optimizer, generator: Generator
+) -> UnitSession:
     assert choice.strength is not None
     method = Shrink(strength=choice.strength, rule=SignVariance(choice.gamma), init="uniform")
     return method.bind(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from pared.methods import Session, Shrink
+from pared.methods import Shrink, UnitSession
 from pared.methods.rules import SignVariance
 from pared.methods.strengths import Geometric
 from pared.models import mlp
@@ -48,7 +48,7 @@ def shrink(context: Context, snapshots: list[Point]) -> float:
     return seconds
 
 
-def bind(context: Context, generator: torch.Generator) -> Session:
+def bind(context: Context, generator: torch.Generator) -> UnitSession:
     """Return the session of the oversized start, its switches in place."""
     settings = context.settings
     model = mlp(context.features, context.outputs, settings.hidden, generator=generator).to(settings.device)
@@ -64,7 +64,7 @@ def bind(context: Context, generator: torch.Generator) -> Session:
     return method.bind(model, optimizer, example, steps_per_epoch=context.steps_per_epoch, generator=generator)
 
 
-def _epoch(context: Context, session: Session, generator: torch.Generator, epoch: int, began: float) -> Point:
+def _epoch(context: Context, session: UnitSession, generator: torch.Generator, epoch: int, began: float) -> Point:
     before, known = session.inputs, len(session.events)
     train, _ = context.narrow(before)
     model, optimizer = session.model, session.optimizer
@@ -83,7 +83,7 @@ def _epoch(context: Context, session: Session, generator: torch.Generator, epoch
 
 
 def _resume(
-    context: Context, session: Session, generator: torch.Generator, snapshots: list[Point]
+    context: Context, session: UnitSession, generator: torch.Generator, snapshots: list[Point]
 ) -> tuple[int, float]:
     """The epoch to go on with, which a lost snapshot does not change, and the seconds so far."""
     saved = context.load("shrink")

@@ -1,0 +1,94 @@
+"""DeepR: every connection has a sign, dies when its weight would change it, and another one grows at random."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pared.errors import ConfigError
+from pared.methods.weight_session import WeightSession
+from pared.methods.weights import WeightMethod
+
+#: What a new connection starts with.
+SEED = 1e-12
+
+
+@dataclass(frozen=True)
+class DeepR(WeightMethod):
+    """Weights are sign · theta with fixed random signs; behind each step theta is pressed and shaken.
+
+    A connection whose theta is not above 0 is dead. Hard: as many dead ones, drawn at random, come to life in the same
+    step. Soft: a dead one keeps its theta, down to `lowest`, walks on by the noise, and lives when it is above 0.
+
+    Args:
+        strength: the L1 penalty on theta, >= 0.
+        noise: the deviation of the noise, >= 0; both are multiplied by the weight's learning rate.
+        soft: whether the number of connections may change.
+        lowest: how far theta of a dead connection may fall, <= 0.
+
+    Source: Bellec et al. (2018), Deep rewiring, algorithms 1 and 2; numbers as in its code.
+    """
+
+    strength: float = 1e-5
+    noise: float = 1e-5
+    soft: bool = False
+    lowest: float = -1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("strength", "noise"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if not -math.inf < self.lowest <= 0.0:
+            raise ConfigError(f"lowest must be finite and at most 0, got {self.lowest}")
+
+    @torch.no_grad()
+    def begin_session(self, session: WeightSession) -> None:
+        """Draw the signs of dead connections; living ones have that of their weights."""
+        for name, connections in session.connections.items():
+            drawn = torch.where(session.random(name) < 0.5, -1.0, 1.0).view(connections.mask.shape)
+            own = torch.where(connections.weight < 0, -1.0, 1.0)
+            session.memory[f"{name}.sign"] = torch.where(connections.mask, own, drawn.to(own.dtype)).to(own.dtype)
+            if self.soft:
+                start = session.random(name).view(connections.mask.shape) * self.lowest
+                session.memory[f"{name}.theta"] = start.to(own.dtype)  # of the dead only
+
+    def due(self, session: WeightSession, step: int) -> bool:
+        """Return True: connections may change at every step."""
+        del session, step
+        return self.sparsity > 0.0
+
+    @torch.no_grad()
+    def press(self, session: WeightSession) -> None:
+        """Press and shake what lives."""
+        rates = session.learning_rates()
+        for name, connections in session.connections.items():
+            rate = rates.get(id(connections.weight), 0.0)
+            sign = session.memory[f"{name}.sign"]
+            shift = -rate * self.strength + rate * self.noise * self._normal(session, name)
+            connections.weight.add_(shift * sign * connections.mask)
+
+    @torch.no_grad()
+    def update(self, session: WeightSession) -> None:
+        """Let die what has changed its sign, and others live."""
+        rates = session.learning_rates()
+        for name, connections in session.connections.items():
+            sign = session.memory[f"{name}.sign"]
+            theta = connections.weight * sign
+            dead = (connections.mask & (theta <= 0)).flatten().nonzero().flatten()
+            if not self.soft:
+                grow = connections.best(len(dead), session.random(name))
+                session.rewire(name, dead, grow, SEED * sign.flatten()[grow])
+                continue
+            rest = session.memory[f"{name}.theta"]
+            rest.add_(rates.get(id(connections.weight), 0.0) * self.noise * self._normal(session, name))
+            rest.clamp_(min=self.lowest)
+            grow = (~connections.mask & (rest > 0)).flatten().nonzero().flatten()
+            rest.copy_(torch.where(connections.mask, theta.clamp(min=self.lowest), rest))
+            session.rewire(name, dead, grow, (rest * sign).flatten()[grow])
+
+    def _normal(self, session: WeightSession, name: str) -> Tensor:
+        mask = session.connections[name].mask
+        drawn = torch.randn(mask.shape, generator=session.generator)
+        return drawn.to(mask.device, session.connections[name].weight.dtype)

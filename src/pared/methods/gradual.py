@@ -1,0 +1,76 @@
+"""Gradual magnitude pruning: a dense network whose smallest weights die little by little."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+
+from pared.errors import ConfigError
+from pared.methods.rewiring import weakest
+from pared.methods.weight_session import WeightSession
+from pared.methods.weights import WeightMethod, check_window, within
+from pared.topology import Cubic, spread
+
+Scope = Literal["network", "layer"]
+
+
+@dataclass(frozen=True)
+class GradualMagnitude(WeightMethod):
+    """Sparsity rises from 0 to `sparsity` along a cubic, the smallest weights dying for good.
+
+    Args:
+        every: steps between two cuts, >= 1.
+        begin: the fraction of the run at which cuts begin.
+        end: the fraction at which `sparsity` is reached.
+        scope: whether weights compete within each "layer", under `distribution`, or over the whole "network".
+
+    Source: Zhu and Gupta (2017), To prune, or not to prune, equation 1.
+    """
+
+    every: int = 100
+    begin: float = 0.0
+    end: float = 0.75
+    scope: Scope = "layer"
+    timed: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_window(self.every, self.begin, self.end)
+        if self.scope not in get_args(Scope):
+            raise ConfigError(f"scope must be one of {', '.join(get_args(Scope))}; got {self.scope!r}")
+
+    @property
+    def start(self) -> float:
+        """All weights live at the start."""
+        return 0.0
+
+    def due(self, session: WeightSession, step: int) -> bool:
+        """Return whether it is time; the last cut is at the end of the window, whatever `every` is."""
+        assert session.total_steps is not None
+        last = step == max(1, int(self.end * session.total_steps))
+        return self.sparsity > 0.0 and (last or within(session, step, self.every, self.begin, self.end))
+
+    @torch.no_grad()
+    def update(self, session: WeightSession) -> None:
+        """Cut to the sparsity of now."""
+        assert session.total_steps is not None
+        last = session.steps >= int(self.end * session.total_steps)
+        now = self.sparsity if last else Cubic(0.0, self.sparsity).at(session.done(self.begin, self.end))
+        if self.scope == "layer":
+            zeros = spread({n: c.mask.shape for n, c in session.connections.items()}, now, self.distribution)
+        else:
+            zeros = _smallest(session, now)
+        for name, connections in session.connections.items():
+            k = zeros[name] - (connections.mask.numel() - connections.count)
+            if k > 0:
+                drop = weakest(connections, connections.values().abs(), k)
+                session.rewire(name, drop, drop[:0])
+
+
+def _smallest(session: WeightSession, sparsity: float) -> dict[str, int]:
+    """How many of each layer are among the smallest of the network."""
+    values = {name: connections.weight.detach().abs().flatten() for name, connections in session.connections.items()}
+    together = torch.cat(list(values.values()))
+    owner = torch.cat([torch.full((len(v),), place, device=v.device) for place, v in enumerate(values.values())])
+    dead = owner[together.argsort(stable=True)[: round(sparsity * len(together))]]
+    return dict(zip(values, torch.bincount(dead, minlength=len(values)).tolist(), strict=True))

@@ -1,0 +1,86 @@
+"""SNIP: connections are chosen once, by what the loss would feel of their loss."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pared.errors import ConfigError
+from pared.methods.rewiring import Rewiring
+from pared.methods.weight_session import WeightSession
+from pared.methods.weights import WeightMethod
+from pared.topology import Cosine, Masked, Schedule, spread
+
+Scope = Literal["network", "layer"]
+
+
+@dataclass(frozen=True)
+class SNIP(WeightMethod):
+    """At the first step the weights with the largest |gradient · weight| stay, and all others die for good.
+
+    Args:
+        scope: whether weights compete over the whole "network", or within each "layer" under `distribution`.
+
+    Source: Lee, Ajanthan and Torr (2019), SNIP, equations 4 to 6. Deviations: biases do not compete; the gradient that
+    chooses is that of the first training batch, whose step is then taken by the weights that stay.
+    """
+
+    scope: Scope = "network"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope not in get_args(Scope):
+            raise ConfigError(f"scope must be one of {', '.join(get_args(Scope))}; got {self.scope!r}")
+
+    @property
+    def start(self) -> float:
+        """All weights live until the first gradient."""
+        return 0.0
+
+    @torch.no_grad()
+    def look(self, session: WeightSession) -> None:
+        """Choose, at the first step."""
+        if session.steps > 0 or self.sparsity == 0.0:
+            return
+        sizes = {name: connections.mask.shape for name, connections in session.connections.items()}
+        zeros = spread(sizes, self.sparsity, self.distribution)
+        saliency = {name: _saliency(connections) for name, connections in session.connections.items()}
+        if self.scope == "network":
+            together = torch.cat([values.flatten() for values in saliency.values()])
+            kept = torch.zeros_like(together, dtype=torch.bool)
+            kept[together.topk(round((1.0 - self.sparsity) * len(together))).indices] = True
+            dead = dict(zip(saliency, (~kept).split([values.numel() for values in saliency.values()]), strict=True))
+            drops = {name: places.nonzero().flatten() for name, places in dead.items()}
+        else:
+            drops = {n: values.flatten().topk(zeros[n], largest=False).indices for n, values in saliency.items()}
+        for name, drop in drops.items():
+            session.rewire(name, drop.sort().values, drop[:0])
+
+
+def _saliency(connections: Masked) -> Tensor:
+    weight = connections.weight
+    return torch.zeros_like(weight) if weight.grad is None else (weight.grad * weight).abs()
+
+
+@dataclass(frozen=True)
+class SNIPDynamic(Rewiring):
+    """Every `every` steps the connections of least gradient die, and the dead of largest gradient grow.
+
+    The arguments are those of `Rewiring`.
+
+    Source: what the L_p sphere's paper (its table 1, "drop min, grow max" of the gradient) compares with as SNIP.
+    """
+
+    every: int = 40
+    begin: float = 0.2
+    end: float = 0.8
+    fraction: Schedule = field(default_factory=lambda: Cosine(0.2))
+
+    def strength_of(self, connections: Masked) -> Tensor:
+        """Return the gradient's magnitude at living connections, (count,)."""
+        return connections.gradient().flatten()[connections.live()].abs()
+
+    def promise(self, session: WeightSession, name: str) -> Tensor:
+        """Return the gradient's magnitude."""
+        return session.connections[name].gradient().abs()

@@ -1,0 +1,214 @@
+"""A method bound to a network whose single weights it lets die and live."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.errors import RunError
+from pared.methods.session import Session
+from pared.topology import Masked
+
+if TYPE_CHECKING:
+    from pared.methods.weights import WeightMethod
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Rewired:
+    """At optimizer step `step` `dropped` connections of `layer` died and `grown` came to life; `live` are there now."""
+
+    step: int
+    layer: str
+    dropped: int
+    grown: int
+    live: int
+
+
+class WeightSession(Session):
+    """A method that decides over single weights, bound to a model and its optimizer.
+
+    Dead weights are exactly 0 after every step, and have no gradient and no optimizer state. `connections` say who
+    lives, by the weight's name; `events` say what changed, when, and `on_event` is called with each. `memory` is what a
+    method remembers, (weight's shape) each; `generator` is where it draws from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: "WeightMethod",
+        connections: Mapping[str, Masked],
+        *,
+        total_steps: int | None,
+        seed: int,
+    ) -> None:
+        super().__init__(model, optimizer, total_steps)
+        self.method, self.connections = method, dict(connections)
+        self.memory: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(seed)
+        self.events: list[Rewired] = []
+        self.on_event: Callable[[Rewired], None] = _ignore
+        for connections_ in self.connections.values():
+            connections_.hold()
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros among the weights that can die."""
+        live = sum(connections.count for connections in self.connections.values())
+        return 1.0 - live / sum(connections.mask.numel() for connections in self.connections.values())
+
+    @property
+    def params(self) -> int:
+        """The parameters of the network that are not dead."""
+        dead = sum(connections.mask.numel() - connections.count for connections in self.connections.values())
+        return sum(p.numel() for p in self.model.parameters()) - dead
+
+    def done(self, begin: float, end: float) -> float:
+        """Return how much of the run's part between the fractions `begin` and `end` has passed, in [0, 1]."""
+        assert self.total_steps is not None
+        return min(max((self.steps / self.total_steps - begin) / max(end - begin, 1e-12), 0.0), 1.0)
+
+    def random(self, name: str) -> Tensor:
+        """Return numbers uniform on [0, 1) for all entries of a weight, (rows, columns), the same on every device."""
+        connections = self.connections[name]
+        drawn = torch.rand(connections.rows, connections.columns, generator=self.generator)
+        return drawn.to(connections.mask.device)
+
+    def penalty(self) -> Tensor:
+        """Return what to add to the loss, a scalar: 0, as weights are pressed upon behind the step."""
+        return super().penalty()
+
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Take the optimizer's step, with what the method does before and behind it.
+
+        A method that changes connections instead of taking a step (RigL) leaves the step out where it can: not with a
+        `scaler`, and not in a loop that calls `optimizer.step()` itself.
+        """
+        if scaler is None and self.method.instead and self.method.due(self, self.steps + 1):
+            self._on_step()
+            self._on_stepped()
+        else:
+            super().step(scaler)
+
+    def before_step(self) -> None:
+        """Let the method look at all gradients, then take those of dead weights away."""
+        if self.method.looks or self.method.due(self, self.steps + 1):
+            for connections in self.connections.values():
+                connections.keep_gradient()
+        self.method.look(self)
+        for connections in self.connections.values():
+            connections.hold_gradient()
+
+    def after_step(self) -> None:
+        """Hold dead weights at 0, and change connections if it is time."""
+        for connections in self.connections.values():
+            connections.hold()
+        self.method.press(self)
+        if self.method.due(self, self.steps):
+            self.method.update(self)
+            self._mask_copies()
+        for connections in self.connections.values():
+            connections.forget_gradient()
+
+    def rewire(
+        self, name: str, drop: Tensor, grow: Tensor, values: Tensor | float = 0.0, *, returning: bool = True
+    ) -> None:
+        """Let the living entries `drop` die, and the dead entries `grow` live with `values` and no optimizer state.
+
+        Entries in both stay as they are when `returning`, else they begin anew.
+        """
+        if returning and len(drop):
+            both = torch.isin(grow, drop)
+            values = values[~both] if isinstance(values, Tensor) and values.ndim else values
+            drop, grow = drop[~torch.isin(drop, grow)], grow[~both]
+        connections = self.connections[name]
+        connections.drop(drop)
+        connections.grow(grow, values)
+        self._forget(name, torch.cat([drop, grow]))
+        if len(drop) or len(grow):
+            self.events.append(Rewired(self.steps, name, len(drop), len(grow), connections.count))
+            self.on_event(self.events[-1])
+
+    @torch.no_grad()
+    def _forget(self, name: str, index: Tensor) -> None:
+        """Let the optimizer know nothing of these entries, as of fresh ones."""
+        weight = self.connections[name].weight
+        places = torch.unravel_index(index, weight.shape)
+        rate = self.learning_rates().get(id(weight), 0.0)
+        for key, state in self.optimizer.state.get(weight, {}).items():
+            if isinstance(state, Tensor) and state.shape == weight.shape:
+                state[places] = rate if key == "step_size" else 0.0  # Rprop's, which starts at the learning rate
+
+    @torch.no_grad()
+    def _mask_copies(self) -> None:
+        for averaged in self.averaged:
+            for name, connections in self.connections.items():
+                averaged.get_parameter(name).masked_fill_(~connections.mask, 0.0)
+
+    def realize(self) -> nn.Module:
+        """Return a copy of the network, plain and dense, with exact zeros where no connection is."""
+        small = copy.deepcopy(self.net)
+        small.zero_grad(set_to_none=True)
+        return small
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything needed to go on bit-equally: model, optimizer, masks, memory, random state, events."""
+        return {
+            "format": FORMAT,
+            "steps": self.steps,
+            "masks": {name: connections.mask.clone() for name, connections in self.connections.items()},
+            "memory": {name: tensor.clone() for name, tensor in self.memory.items()},
+            "generator": self.generator.get_state(),
+            "events": [asdict(event) for event in self.events],
+            "model": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state in this freshly bound session.
+
+        Raises:
+            RunError: the state comes from another network or another format.
+        """
+        if state.get("format") != FORMAT:
+            raise RunError(
+                f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
+            )
+        shapes = {name: tuple(connections.mask.shape) for name, connections in self.connections.items()}
+        saved = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
+        for name in sorted(shapes.keys() | saved.keys()):
+            if shapes.get(name) != saved.get(name):
+                raise RunError(
+                    f"the saved session does not fit this network: {name!r} is {saved.get(name)} there and "
+                    f"{shapes.get(name)} here; build the network it was saved from"
+                )
+        self.net.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
+        for name, connections in self.connections.items():
+            connections.mask.copy_(state["masks"][name])
+        self.memory = {name: tensor.clone() for name, tensor in state["memory"].items()}
+        self.generator.set_state(state["generator"])
+        self.steps = state["steps"]
+        self.events[:] = [Rewired(**event) for event in state["events"]]
+
+
+def _ignore(event: Rewired) -> None:
+    pass
+
+
+def find_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of every linear and convolutional layer of a bare network by name, each once, in its order."""
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, module in layers:
+        weight = module._parameters.get("weight")  # computed by a parametrization, it is none
+        if isinstance(weight, nn.Parameter):
+            found.setdefault(id(weight), (f"{name}.weight" if name else "weight", weight))
+    return dict(found.values())

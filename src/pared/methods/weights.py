@@ -1,0 +1,159 @@
+"""Methods that decide over single weights: which are there at the start, and when some die and others grow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from pared import surgery
+from pared.errors import ConfigError, SurgeryError
+from pared.methods.binding import BOUND, check_optimizer
+from pared.methods.method import Method
+from pared.methods.session import sessions_of
+from pared.methods.weight_session import WeightSession, find_weights
+from pared.surgery import Example
+from pared.topology import Distribution, Masked, spread
+
+#: Which weights can die: of every linear and convolutional layer, or without the first, the last, or both; or what is
+#: told of a name and a weight.
+Where = Literal["all", "but first", "but last", "hidden"] | Callable[[str, nn.Parameter], bool]
+
+
+@dataclass(frozen=True)
+class WeightMethod(Method):
+    """What methods of single weights share; one of your own says what it does in `look`, `press`, `due` and `update`.
+
+    Args:
+        sparsity: the share of zeros among the weights that can die, in [0, 1).
+        distribution: how it is spread over layers, see `pared.topology.spread`.
+        where: which weights can die: "all" of linear and convolutional layers, "but first", "but last", "hidden" (both
+            left out), or a function of a name and a weight. Biases and norms never do.
+    """
+
+    sparsity: float = 0.9
+    distribution: Distribution = "uniform"
+    where: Where = "all"
+    #: Whether it has to know the steps of the run, takes connections' changes for a step, or looks at all gradients.
+    timed: ClassVar[bool] = False
+    instead: ClassVar[bool] = False
+    looks: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        spread({"": (1, 1)}, self.sparsity, self.distribution)
+        if not callable(self.where) and self.where not in ("all", "but first", "but last", "hidden"):
+            raise ConfigError(
+                f'where must be "all", "but first", "but last", "hidden" or a function of a name and a weight; '
+                f"got {self.where!r}"
+            )
+
+    @property
+    def start(self) -> float:
+        """The sparsity that training starts with."""
+        return self.sparsity
+
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example: Example = (),
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> WeightSession:
+        """Set the weights that are dead at the start to 0, and return the session; see `Method.bind`.
+
+        Which ones is drawn at random, the same in all processes of a `DistributedDataParallel`. Nothing is put into the
+        network, and its forward pass is not looked at: `example` and `steps_per_epoch` are not needed.
+
+        Raises:
+            ConfigError: the optimizer is another network's, no weight can die, or the number of steps is missing.
+            SurgeryError: the network is bound already, or the optimizer's step is not each weight's own.
+        """
+        del example, steps_per_epoch
+        if self.timed and (total_steps is None or total_steps < 1):
+            raise ConfigError(f"{type(self).__name__} needs total_steps in bind, at least 1; got {total_steps}")
+        net = surgery.bare(model)
+        check_optimizer(net, optimizer)
+        if any(session.net is net for session in sessions_of(optimizer)):
+            raise SurgeryError(BOUND)
+        weights = self._chosen(net)
+        seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
+        connections = _draw(
+            weights, spread({n: w.shape for n, w in weights.items()}, self.start, self.distribution), seed
+        )
+        session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1)
+        self.begin_session(session)
+        return session
+
+    def _chosen(self, net: nn.Module) -> dict[str, nn.Parameter]:
+        weights = find_weights(net)
+        names = list(weights)
+        if callable(self.where):
+            names = [name for name in names if self.where(name, weights[name])]
+        elif self.where != "all":
+            names = names[self.where in ("but first", "hidden") :]
+            names = names[: len(names) - (self.where in ("but last", "hidden"))]
+        if not names:
+            raise ConfigError(f"no weight of the network can die with where={self.where!r}; layers: {list(weights)}")
+        return {name: weights[name] for name in names}
+
+    # --- what a method does ---
+
+    def begin_session(self, session: WeightSession) -> None:
+        """Do what comes before the first step."""
+
+    def due(self, session: WeightSession, step: int) -> bool:
+        """Return whether connections change behind the step of this number, the first being 1."""
+        del session, step
+        return False
+
+    def look(self, session: WeightSession) -> None:
+        """Look at gradients and weights before the optimizer's step."""
+
+    def press(self, session: WeightSession) -> None:
+        """Do what comes behind every step, dead weights being 0."""
+
+    def update(self, session: WeightSession) -> None:
+        """Change connections; it is due."""
+
+
+def check_window(every: int, begin: float, end: float) -> None:
+    """Make sure of when connections change.
+
+    Raises:
+        ConfigError: a number below 1, or no window within the run.
+    """
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise ConfigError(f"every must be a number of steps >= 1, got {every!r}")
+    if not 0.0 <= begin < end <= 1.0:
+        raise ConfigError(f"begin and end must be fractions of the run, 0 <= begin < end <= 1; got {begin} and {end}")
+
+
+def within(session: WeightSession, step: int, every: int, begin: float, end: float) -> bool:
+    """Return whether `step` is one of every `every` between the fractions `begin` and `end` of the run."""
+    assert session.total_steps is not None
+    return step % every == 0 and begin * session.total_steps <= step <= end * session.total_steps
+
+
+def _draw(weights: dict[str, nn.Parameter], zeros: dict[str, int], seed: int) -> dict[str, Masked]:
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for name, weight in weights.items():
+        mask = torch.ones(weight.numel(), dtype=torch.bool)
+        mask[torch.randperm(weight.numel(), generator=generator)[: zeros[name]]] = False
+        found[name] = Masked(weight, mask.view(weight.shape).to(weight.device))
+    return found
+
+
+def _agreed(model: nn.Module, seed: int) -> int:
+    """The seed of rank 0 for all."""
+    if not isinstance(model, DistributedDataParallel):
+        return seed
+    told = torch.tensor([seed], device=next(model.parameters()).device)
+    dist.broadcast(told, group=model.process_group, group_src=0)
+    return int(told)

@@ -1,0 +1,17 @@
+"""Which weights of a network live: where they are at the start, when they change, and by what they are judged."""
+
+from pared.topology.connections import Connections, Masked
+from pared.topology.distributions import Distribution, spread
+from pared.topology.schedules import Constant, Cosine, Cubic, Linear, Schedule
+
+__all__ = [
+    "Connections",
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Distribution",
+    "Linear",
+    "Masked",
+    "Schedule",
+    "spread",
+]

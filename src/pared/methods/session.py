@@ -62,7 +62,7 @@ class Session(ABC):
     @property
     def net(self) -> nn.Module:
         """The model without what wraps it."""
-        return surgery.bare(self.model)
+        return surgery.bare(self.model, distributed=True)
 
     def follow(self, averaged: nn.Module) -> None:
         """Let all that dies later also die in `averaged`, a copy of the bound model or an `AveragedModel` of it.
@@ -70,7 +70,7 @@ class Session(ABC):
         Raises:
             ConfigError: its tensors have other names or shapes than the bound model's.
         """
-        module = surgery.bare(averaged)
+        module = surgery.bare(averaged, distributed=True)
         mine, other = self.net.state_dict(), module.state_dict()
         for name in mine.keys() | other.keys():
             if name not in mine or name not in other or mine[name].shape != other[name].shape:

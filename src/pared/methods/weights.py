@@ -78,7 +78,7 @@ class WeightMethod(Method):
         del example, steps_per_epoch
         if self.timed and (total_steps is None or total_steps < 1):
             raise ConfigError(f"{type(self).__name__} needs total_steps in bind, at least 1; got {total_steps}")
-        net = surgery.bare(model)
+        net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
         if any(session.net is net for session in sessions_of(optimizer)):
             raise SurgeryError(BOUND)

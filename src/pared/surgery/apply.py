@@ -59,20 +59,22 @@ def prepare(
     return commit
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """Return the network itself of a compiled or averaged one.
+def bare(model: nn.Module, *, distributed: bool = False) -> nn.Module:
+    """Return the network itself of a compiled or averaged one; of one in several processes if `distributed`.
 
     Raises:
         SurgeryError: it is wrapped for training in several processes, where a removal takes more.
     """
     if isinstance(model, DataParallel | DistributedDataParallel):
+        if distributed:
+            return bare(model.module, distributed=True)
         raise SurgeryError(
             f"{type(model).__name__} holds on to the parameters it was made with; use pared.remove_ddp, which agrees "
             "between processes and wraps the network again"
         )
     compiled = getattr(model, "_orig_mod", None)  # torch.compile's wrapper, whose class has no public name
     inner = model.module if isinstance(model, AveragedModel) else compiled
-    return bare(inner) if isinstance(inner, nn.Module) else model
+    return bare(inner, distributed=distributed) if isinstance(inner, nn.Module) else model
 
 
 def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:

@@ -1,0 +1,435 @@
+"""One contract over all methods that choose connections."""
+
+import copy
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import one_process
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from helpers import OPTIMIZERS, branched, images, network, task
+from pared.errors import ConfigError, RunError, SurgeryError
+from pared.methods import (
+    SDR,
+    SET,
+    SNFS,
+    SNIP,
+    UNIT_METHODS,
+    WEIGHT_METHODS,
+    DeepR,
+    GradualMagnitude,
+    LpSS,
+    RigL,
+    Shrink,
+    SNIPDynamic,
+    Static,
+    WeightMethod,
+    WeightSession,
+)
+from pared.methods.lpss import rounded
+from pared.methods.snfs import shares
+from pared.topology import Constant
+from pared.train.checkpoint import load_state, save_state
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Every method with settings under which connections change within `TOTAL` steps.
+CASES: dict[str, WeightMethod] = {
+    "static": Static(0.8, "erk"),
+    "set": SET(0.8, every=5),
+    "rigl": RigL(0.8, every=5),
+    "rigl, but first": RigL(0.6, where="but first", every=3, begin=0.2, end=1.0, distribution="erk"),
+    "snip": SNIP(0.8),
+    "snip, layers": SNIP(0.8, scope="layer"),
+    "snip dynamic": SNIPDynamic(0.8, every=5),
+    "deep r": DeepR(0.8, noise=1.0),
+    "soft deep r": DeepR(0.8, noise=1.0, soft=True, lowest=-0.01),
+    "snfs": SNFS(0.8, every=5),
+    "sdr": SDR(0.8, strength=1e-3, every=5),
+    "gradual magnitude": GradualMagnitude(0.8, every=5),
+    "gradual magnitude, network": GradualMagnitude(0.7, every=7, scope="network"),
+    "lpss": LpSS(0.7, every=2, begin=0.0, end=1.0, threshold=Constant(0.5)),
+    "lpss, layer": LpSS(0.7, every=2, threshold=Constant(0.5), scope="layer", regrow="threshold", grace=True),
+    "lpss, keep": LpSS(0.7, every=2, threshold=Constant(0.5), regrow="keep", distribution="er"),
+}
+#: Whose layers keep the number of their connections.
+CONSTANT = (Static, SET, RigL, SNIPDynamic)
+TOTAL, BATCH = 60, 32
+METHODS = pytest.mark.parametrize("method", CASES.values(), ids=CASES)
+
+
+def bound(
+    method: WeightMethod, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"], seed: int = 0, conv: bool = False
+) -> WeightSession:
+    model = branched(seed) if conv else network(seed=seed)
+    return method.bind(model, optimizer(model), total_steps=TOTAL, generator=torch.Generator().manual_seed(seed))
+
+
+def run(session: WeightSession, steps: int, after: Callable[[], None] = lambda: None, plain: bool = False) -> None:
+    convolutions = any(isinstance(module, nn.Conv2d) for module in session.model.modules())
+    x, y = images() if convolutions else task()
+    for _ in range(steps):
+        rows = torch.arange(session.steps * BATCH, (session.steps + 1) * BATCH) % len(x)
+        with session.batch(y[rows]):
+            (F.cross_entropy(session.model(x[rows]), y[rows]) + session.penalty()).backward()
+        session.optimizer.step() if plain else session.step()
+        session.optimizer.zero_grad()
+        after()
+
+
+def test_every_method_of_the_table_has_a_case() -> None:
+    assert {type(method) for method in CASES.values()} == set(WEIGHT_METHODS.values())
+    assert not UNIT_METHODS.keys() & WEIGHT_METHODS.keys()
+
+
+@METHODS
+@pytest.mark.parametrize("conv", [False, True], ids=["linear", "convolutions"])
+def test_dead_weights_are_nothing_and_counts_are_kept(method: WeightMethod, conv: bool) -> None:
+    session = bound(method, conv=conv)
+    before = {name: connections.count for name, connections in session.connections.items()}
+    total = sum(before.values())
+
+    def look() -> None:
+        for name, connections in session.connections.items():
+            assert not connections.weight[~connections.mask].any()
+            state = session.optimizer.state[connections.weight]
+            assert not any(state[key][~connections.mask].any() for key in ("exp_avg", "exp_avg_sq"))
+            assert connections.count >= 1
+            if isinstance(method, CONSTANT) or (isinstance(method, DeepR) and not method.soft):
+                assert connections.count == before[name]
+        if isinstance(method, SNFS):
+            assert sum(connections.count for connections in session.connections.values()) == total
+
+    run(session, TOTAL, look)
+    assert bool(session.events) == (not isinstance(method, Static))
+    if not isinstance(method, LpSS | DeepR):
+        numbers = [connections.mask.numel() for connections in session.connections.values()]
+        assert abs(session.sparsity - method.sparsity) * sum(numbers) <= len(numbers)
+    dead = sum(int((~connections.mask).sum()) for connections in session.connections.values())
+    assert session.params == sum(p.numel() for p in session.model.parameters()) - dead
+
+
+@METHODS
+def test_what_changes_is_told_and_new_connections_have_no_history(method: WeightMethod) -> None:
+    session = bound(method)
+    told: list[Any] = []
+    masks = {name: connections.mask.clone() for name, connections in session.connections.items()}
+
+    def listen(event: Any) -> None:
+        connections = session.connections[event.layer]
+        assert event.live == connections.count
+        grown = connections.mask & ~masks[event.layer]
+        died = masks[event.layer] & ~connections.mask
+        both = event.grown - int(grown.sum())  # died and grown anew within one change
+        assert both == event.dropped - int(died.sum())
+        assert both == 0 or isinstance(method, SNFS | LpSS)
+        state = session.optimizer.state.get(connections.weight, {})
+        assert not any(state[key][grown].any() for key in ("exp_avg", "exp_avg_sq") if key in state)
+        if isinstance(method, SET | RigL | SNIPDynamic | SNFS) or getattr(method, "regrow", "") == "zero":
+            assert not connections.weight[grown].any()
+        masks[event.layer] = connections.mask.clone()
+        told.append(event)
+
+    session.on_event = listen
+    run(session, TOTAL)
+    assert told == session.events
+
+
+RESUMED = [
+    pytest.param(method, optimizer, id=f"{name}-{kind}")
+    for name, method in CASES.items()
+    for kind, optimizer in OPTIMIZERS.items()
+    if name == "rigl" or kind in ("Adam", "SGD Nesterov")
+]
+
+
+@pytest.mark.parametrize(("method", "optimizer"), RESUMED)
+def test_every_method_resumes_bit_equally(method: WeightMethod, optimizer: Any, tmp_path: Path) -> None:
+    session = bound(method, optimizer)
+    run(session, 23)
+    save_state(tmp_path / "s.safetensors", session.state_dict())
+    other = bound(method, optimizer, seed=9)
+    other.load_state_dict(load_state(tmp_path / "s.safetensors"))
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(session)))
+    for one in (session, other, twin):
+        run(one, TOTAL - 23)
+    for one in (other, twin):
+        assert one.events == session.events
+        for name, connections in session.connections.items():
+            assert torch.equal(one.connections[name].mask, connections.mask)
+        for mine, theirs in zip(session.model.parameters(), one.model.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@METHODS
+@pytest.mark.parametrize("kind", ["SGD", "SGD Nesterov", "Adam"])
+def test_without_sparsity_it_is_dense_training(method: WeightMethod, kind: str) -> None:
+    changes: dict[str, Any] = {"sparsity": 0.0}
+    if isinstance(method, DeepR | SDR):
+        changes["strength"] = 0.0  # what they do to dense weights as well
+    if isinstance(method, DeepR):
+        changes["noise"] = 0.0
+    session = bound(replace(method, **changes), OPTIMIZERS[kind])
+    plain = network()
+    optimizer = OPTIMIZERS[kind](plain)
+    run(session, TOTAL)
+    x, y = task()
+    for step in range(TOTAL):
+        rows = torch.arange(step * BATCH, (step + 1) * BATCH) % len(x)
+        F.cross_entropy(plain(x[rows]), y[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not session.events
+    for mine, theirs in zip(session.model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@METHODS
+def test_a_loop_that_steps_the_optimizer_itself_does_the_same(method: WeightMethod) -> None:
+    ours, theirs = bound(method), bound(method)
+    run(ours, TOTAL)
+    run(theirs, TOTAL, plain=True)
+    assert theirs.steps == TOTAL
+    same = all(torch.equal(a, b) for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True))
+    assert same == (not method.instead)  # RigL's changes take the place of a step where they can
+    assert (ours.optimizer.state[ours.model[0].weight]["step"] < TOTAL) == method.instead  # type: ignore[index]
+
+
+@METHODS
+def test_averages_follow_and_the_network_comes_back_plain(method: WeightMethod) -> None:
+    session = bound(method)
+    average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    session.follow(average)
+    run(session, TOTAL, lambda: average.update_parameters(session.model))
+    x = task()[0]
+    small = session.realize()
+    assert torch.equal(small(x), session.model(x))
+    assert all(type(module).__module__.startswith("torch.") for module in small.modules())
+    assert all(p.grad is None for p in small.parameters())
+    nn.init.ones_(small[0].weight)  # type: ignore[index]
+    assert not torch.equal(small(x), session.model(x))
+    if isinstance(method, SET | RigL):
+        changed = session.events[-1].layer
+        died = ~session.connections[changed].mask
+        assert average.module.get_parameter(changed)[died].abs().max() < 1.0
+
+
+def test_a_removal_reaches_averaged_copies_at_once() -> None:
+    session = bound(GradualMagnitude(0.8, every=5, end=0.5))
+    average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    session.follow(average)
+    run(session, TOTAL // 2)
+    for name, connections in session.connections.items():
+        assert not average.module.get_parameter(name)[~connections.mask].any()
+
+
+class TestBinding:
+    def test_who_can_die_is_chosen_by_place_name_or_function(self) -> None:
+        names = {
+            where: list(bound(Static(where=where)).connections) for where in ("all", "but first", "but last", "hidden")
+        }  # type: ignore[arg-type]
+        assert names == {
+            "all": ["0.weight", "2.weight", "4.weight"],
+            "but first": ["2.weight", "4.weight"],
+            "but last": ["0.weight", "2.weight"],
+            "hidden": ["2.weight"],
+        }
+        assert list(bound(Static(where=lambda name, weight: name != "2.weight")).connections) == [
+            "0.weight",
+            "4.weight",
+        ]
+        with pytest.raises(ConfigError, match="no weight of the network can die"):
+            bound(Static(where=lambda name, weight: False))
+
+    def test_the_start_is_as_sparse_as_said_and_drawn_by_the_generator(self) -> None:
+        first, again, other = (bound(Static(0.9), seed=seed) for seed in (0, 0, 1))
+        mask = [session.connections["2.weight"].mask for session in (first, again, other)]
+        assert torch.equal(mask[0], mask[1])
+        assert not torch.equal(mask[0], mask[2])
+        assert [int((~c.mask).sum()) for c in first.connections.values()] == [173, 202, 26]  # ceil(0.9 · numbers)
+
+    def test_tied_weights_count_once_and_computed_ones_not(self) -> None:
+        net = network(inputs=4, hidden=(4, 4))
+        net[2].weight = net[0].weight
+        nn.utils.parametrizations.weight_norm(net[4])
+        session = Static(0.5).bind(net, OPTIMIZERS["SGD"](net))
+        assert list(session.connections) == ["0.weight"]
+
+    def test_what_cannot_work_is_refused(self) -> None:
+        net = network()
+        with pytest.raises(ConfigError, match="total_steps"):
+            RigL().bind(net, OPTIMIZERS["Adam"](net))
+        with pytest.raises(SurgeryError, match="LBFGS"):
+            SET().bind(net, torch.optim.LBFGS(net.parameters()), total_steps=5)
+        with pytest.raises(ConfigError, match="not of a copy"):
+            SET().bind(net, OPTIMIZERS["Adam"](network()), total_steps=5)
+        session = bound(SET())
+        with pytest.raises(SurgeryError, match="bound already"):
+            Static().bind(session.model, session.optimizer)
+        with pytest.raises(SurgeryError, match="bound already"):
+            Shrink().bind(session.model, session.optimizer, task()[0][:2], steps_per_epoch=1)
+        session.detach()
+        Static().bind(session.model, session.optimizer)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"sparsity": 1.0},
+            {"distribution": "even"},
+            {"where": "middle"},
+            {"every": 0},
+            {"begin": 0.5, "end": 0.5},
+            {"scope": "world"},
+            {"regrow": "one"},
+            {"tau": 0.0},
+            {"initial": 1.0},
+        ],
+    )
+    def test_settings_out_of_range_are_refused(self, change: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            LpSS(**change)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda: DeepR(noise=-1.0),
+            lambda: DeepR(lowest=0.1),
+            lambda: SNFS(momentum=1.0),
+            lambda: SDR(strength=-1.0),
+            lambda: SNIP(scope="x"),  # type: ignore[arg-type]
+        ],  # type: ignore[arg-type]
+    )
+    def test_settings_of_one_method_too(self, wrong: Callable[[], Any]) -> None:
+        with pytest.raises(ConfigError, match="must be"):
+            wrong()
+
+    def test_a_state_of_another_network_is_refused(self) -> None:
+        state = bound(SET()).state_dict()
+        with pytest.raises(RunError, match="does not fit"):
+            bound(SET(), conv=True).load_state_dict(state)
+        with pytest.raises(RunError, match="format"):
+            bound(SET()).load_state_dict({**state, "format": 99})
+
+
+class TestRules:
+    def test_rigl_drops_the_smallest_and_grows_by_the_gradient(self) -> None:
+        session = bound(RigL(0.8, every=1, begin=0.0, end=1.0))
+        connections = session.connections["2.weight"]
+        old, weight = connections.mask.clone(), connections.weight.detach().clone()
+        x, y = task()
+        F.cross_entropy(session.model(x), y).backward()
+        gradient = connections.weight.grad
+        assert gradient is not None
+        gradient = gradient.clone()
+        session.step()
+        k = int(0.3 * old.sum() * (1 + torch.cos(torch.tensor(torch.pi / TOTAL))) / 2)
+        kept = old & (weight.abs() > weight[old].abs().sort().values[k - 1])
+        others = gradient.abs().masked_fill(kept, -1.0)
+        grown = others >= others.flatten().topk(k).values[-1]
+        assert torch.equal(connections.mask, kept | grown)
+        assert torch.equal(connections.weight.detach(), torch.where(old & connections.mask, weight, 0.0))
+
+    def test_snip_keeps_exactly_the_most_salient_of_the_network(self) -> None:
+        session = bound(SNIP(0.8))
+        x, y = task()
+        F.cross_entropy(session.model(x[:BATCH]), y[:BATCH]).backward()
+        weights = {name: connections.weight for name, connections in session.connections.items()}
+        saliency = {n: (w * w.grad).abs().detach() for n, w in weights.items() if w.grad is not None}
+        session.step()
+        everyone = torch.cat([s.flatten() for s in saliency.values()])
+        bar = everyone.topk(round(0.2 * len(everyone))).values[-1]
+        for name, connections in session.connections.items():
+            assert torch.equal(connections.mask, saliency[name] >= bar)
+
+    def test_deep_r_keeps_signs(self) -> None:
+        session = bound(DeepR(0.8, noise=1.0))
+        run(session, TOTAL)
+        for name, connections in session.connections.items():
+            assert (connections.weight * session.memory[f"{name}.sign"] >= 0).all()
+
+    def test_lpss_steers_to_the_sparsity_expected(self) -> None:
+        method = LpSS(0.5)
+        assert method.growth(0.4) == pytest.approx(0.95 * 0.8)
+        assert method.growth(0.5) == pytest.approx(1.05)
+        assert method.growth(0.6) == pytest.approx(1.05 * 1.2)
+        session = bound(CASES["lpss"])
+        path: list[float] = []
+        run(session, TOTAL, lambda: path.append(session.sparsity))
+        for last, now in itertools.pairwise(path):
+            assert now >= last - 1e-9 if last < 0.7 else now <= last + 0.01
+        assert path[-1] > 0.6
+
+    def test_lpss_drops_what_is_below_a_share_of_its_neurons_mean(self) -> None:
+        session = bound(LpSS(0.9, initial=0.2, every=1, begin=0.0, end=1.0, threshold=Constant(0.4)))
+        connections = session.connections["2.weight"]
+        with torch.no_grad():
+            connections.weight[0] = 0.0  # of a neuron whose weights are equal none dies, of an empty one neither
+            connections.mask[0] = False
+            connections.weight[1] = connections.mask[1].float()
+        x, y = task()
+        F.cross_entropy(session.model(x), y).backward()
+        for group in session.optimizer.param_groups:
+            group["lr"] = 0.0
+        before, weight = connections.mask.clone(), connections.weight.detach().abs()
+        mean = weight.sum(1) / before.sum(1).clamp(min=1)
+        bar = 0.4 * mean.unsqueeze(1)
+        session.step()
+        dropped = before & (weight < bar)
+        assert not dropped[:2].any()
+        event = next(e for e in session.events if e.layer == "2.weight")
+        assert event.dropped == int(dropped.sum())
+        assert abs(event.grown - session.method.growth(0.2) * event.dropped) < 1.0  # type: ignore[attr-defined]
+        assert torch.equal(before & ~dropped, before & ~dropped & connections.mask)
+
+    def test_rounding_carries_what_is_left(self) -> None:
+        assert rounded(torch.full((10,), 0.3)).sum() == 3
+        assert rounded(torch.tensor([0.5, 0.5, 1.0, 0.0])).tolist() == [1, 0, 1, 0]
+
+    def test_shares_are_proportional_and_fit(self) -> None:
+        assert shares(10, {"a": 3.0, "b": 1.0, "c": 1.0}, {"a": 9, "b": 9, "c": 9}) == {"a": 6, "b": 2, "c": 2}
+        assert shares(10, {"a": 3.0, "b": 1.0}, {"a": 4, "b": 20}) == {"a": 4, "b": 6}
+        assert shares(5, {"a": 0.0, "b": 0.0}, {"a": 3, "b": 3}) in ({"a": 3, "b": 2}, {"a": 2, "b": 3})
+        assert shares(0, {"a": 1.0}, {"a": 0}) == {"a": 0}
+
+
+def test_two_processes_choose_alike(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-W", "error::UserWarning", one_process.__file__]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=120)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first.keys() == WEIGHT_METHODS.keys()
+    assert all(told["changes"] > 0 for name, told in first.items() if name != "static")
+
+
+def test_gradients_of_the_dead_are_seen_through_a_scaler() -> None:
+    session = bound(RigL(0.8, every=5))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    x, y = task()
+    for _ in range(20):
+        scaler.scale(F.cross_entropy(session.model(x), y)).backward()
+        session.step(scaler)
+        scaler.update()
+        session.optimizer.zero_grad()
+    assert session.steps == 20
+    assert session.events

@@ -149,13 +149,9 @@ class _Run:
 
     def _dense(self) -> Smaller:
         model = copy.deepcopy(self.start)
-        path = self._path("dense")
-        if self.dense_epochs and path is not None and path.exists():
-            surgery.load(model, path)
-        elif self.dense_epochs:
+        if self.dense_epochs and not self._known(model, "dense"):
             self._train(model, self.dense_epochs, "dense")
-            if path is not None:
-                surgery.save(model, path)
+            self._keep(model, "dense")
         return self._judged(model)
 
     def _bind(self) -> UnitSession:
@@ -221,14 +217,10 @@ class _Run:
         """Train each point on, in its place in `points`."""
         for place, point in enumerate(points):
             self.observer.note(f"fine-tuning {place + 1} of {len(points)}: {point.params:,} parameters")
-            path = self._path(f"tuned/{point.epoch:04d}-{point.params}")
-            model = copy.deepcopy(point.model)
-            if path is not None and path.exists():
-                surgery.load(model, path)
-            else:
+            name, model = f"tuned/{point.epoch:04d}-{point.params}", copy.deepcopy(point.model)
+            if not self._known(model, name):
                 self._train(model, self.fine_tune, "fine_tune")
-                if path is not None:
-                    surgery.save(model, path)
+                self._keep(model, name)
             points[place] = replace(point, model=model, score=self._score(model))
 
     def _train(self, model: nn.Module, epochs: int, phase: str) -> None:
@@ -271,6 +263,31 @@ class _Run:
     def _path(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}.safetensors"
 
+    def _known(self, model: nn.Module, name: str) -> bool:
+        """Fill `model` with what was kept under a name, and put the loader's generator where it was then."""
+        path, after = self._path(name), self._path(f"{name}-generator")
+        if path is None or after is None or not (path.exists() and after.exists()):
+            return False
+        surgery.load(model, path)
+        self._set_generator(load_state(after)["generator"])
+        return True
+
+    def _keep(self, model: nn.Module, name: str) -> None:
+        path, after = self._path(name), self._path(f"{name}-generator")
+        if path is not None and after is not None:
+            surgery.save(model, path)
+            save_state(after, {"generator": self._generator()})
+
+    def _generator(self) -> torch.Tensor | None:
+        """The state of the loader's own generator, if it has one."""
+        generator = getattr(self.loader, "generator", None)
+        return None if generator is None else generator.get_state()
+
+    def _set_generator(self, state: torch.Tensor | None) -> None:
+        generator = getattr(self.loader, "generator", None)
+        if generator is not None and state is not None:
+            generator.set_state(state)
+
     def _claim(self) -> None:
         """Make the folder, or make sure that it holds this very run.
 
@@ -308,12 +325,11 @@ class _Run:
         for number, point in enumerate(points, count - len(points)):
             surgery.save(point.model, self.folder / f"snapshots/{number:04d}.safetensors")
             self.taken.append([point.epoch, point.strength])
-        generator = getattr(self.loader, "generator", None)
         state = {
             "session": session.state_dict(),
             "epoch": points[-1].epoch + 1,
             "taken": self.taken,
-            "generator": None if generator is None else generator.get_state(),
+            "generator": self._generator(),
         }
         save_state(self.folder / "shrink.safetensors", state)
 
@@ -325,9 +341,7 @@ class _Run:
             return 0
         state = load_state(path)
         session.load_state_dict(state["session"])
-        generator = getattr(self.loader, "generator", None)
-        if generator is not None and state["generator"] is not None:
-            generator.set_state(state["generator"])
+        self._set_generator(state["generator"])
         self.taken = list(state["taken"])
         for number, (epoch, strength) in enumerate(self.taken):
             model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{number:04d}") or "")

@@ -56,6 +56,7 @@ CASES: dict[str, Any] = {
 CONVOLUTIONS = {
     "shrink convolutions",
     "shrink sums",
+    "shrink kernels",
     "shrink convolutions slowly",
     "group lasso, columns",
     "l0 convolutions",

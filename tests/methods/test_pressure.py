@@ -209,3 +209,10 @@ def test_the_least_size_is_that_of_one_unit_a_switch() -> None:
 def test_impossible_settings_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         Shrink(**change)
+
+
+def test_a_network_that_is_frozen_but_for_its_switches_has_their_penalty() -> None:
+    net = network().requires_grad_(False)
+    method = Shrink(0.5, weight_strength=1e-3, every=1)
+    session = method.bind(net, torch.optim.SGD(net.parameters(), 0.1), task()[0][:2])
+    assert session.penalty().item() == 0.5 * (16 + 14)

@@ -352,3 +352,36 @@ class TestL0:
         assert gate.theta.grad is not None
         assert torch.isfinite(gate.theta.grad).all()
         assert gate(torch.ones(2, 3))[:, 1].eq(0).all()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_taylor_sees_the_gradients_that_a_closure_makes(by_name: bool) -> None:
+    x, y = task()
+    sessions = [bound(Prune(params=40, score="taylor"), network(), x, total_steps=20) for _ in range(2)]
+    first, second = sessions
+    train(first, 9, x, y)
+    for _ in range(9):
+
+        def closure() -> Tensor:
+            second.optimizer.zero_grad()
+            loss = F.cross_entropy(second.model(x), y)
+            loss.backward()
+            return loss
+
+        told = second.optimizer.step(closure=closure) if by_name else second.optimizer.step(closure)  # type: ignore[arg-type]
+        assert told is not None
+    for name, units in first.units.items():
+        assert units.state["importance"].any()
+        assert torch.equal(units.state["importance"], second.units[name].state["importance"])
+
+
+def test_a_short_run_rewinds_to_before_its_first_cut() -> None:
+    x, y = task()
+    session = bound(Prune(params=60, at=(0.5,), rewind=0.48), network(), x, total_steps=10)
+    train(session, 4, x, y)
+    before = copy.deepcopy(session.model.state_dict())
+    train(session, 1, x, y)
+    assert session.events[0].step == 5
+    assert "rewind" in session.copies
+    kept = session.kept["0"]
+    assert torch.equal(session.model.state_dict()["0.weight"], before["0.weight"][kept])

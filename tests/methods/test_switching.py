@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pared
-from helpers import Branched, branched, images
+from helpers import Branched, branched, images, network
 from networks import densenet121, mobilenet, resnet50
 from pared.errors import ConfigError, SurgeryError
 from pared.models import lenet, resnet, vgg
@@ -279,3 +279,32 @@ def test_a_residual_sum_is_switched_as_one() -> None:
     small = session.realize()
     torch.testing.assert_close(small(x), net(x), rtol=1e-4, atol=1e-5)
     assert not any(type(module).__module__ == "pared.nn.switch" for module in small.modules())
+
+
+def test_switches_learn_as_the_first_group_does() -> None:
+    net = network()
+    optimizer = torch.optim.SGD([{"params": net.parameters(), "lr": 0.5, "momentum": 0.9, "weight_decay": 0.1}])
+    optimizer.param_groups[0]["initial_lr"] = 0.5
+    pared.Shrink(every=1, lr_scale=2.0).bind(net, optimizer, torch.randn(2, 12))
+    own = optimizer.param_groups[1]
+    assert (own["lr"], own["initial_lr"], own["momentum"], own["weight_decay"]) == (1.0, 1.0, 0.9, 0.0)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1, last_epoch=3)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose own code takes the scale of its rows away."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight / self.weight.std((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_a_layer_whose_weight_is_computed_is_skipped_as_its_switch_would_stay() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    layers = [Standardised(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 2)]
+    net = nn.Sequential(*layers)
+    placed = pared.add_switches(net, x, init="uniform")
+    assert list(placed.layers.values()) == ["2"]
+    assert "could not be folded away" in placed.skipped["0"]
+    assert type(net[0]) is Standardised
+    small = pared.fold(net, x)
+    assert not any(type(module).__module__.startswith("pared.") for module in small.modules())

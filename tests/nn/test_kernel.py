@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import branched, images, task
+from pared.errors import SurgeryError
 from pared.methods import Shrink, SignChange
 from pared.nn import KernelSwitch, crop_kernels, switch_kernels
 from pared.surgery import graph
@@ -102,3 +103,56 @@ def test_a_network_without_kernels_is_bound_as_ever(kernels: bool) -> None:
     net = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
     session = Shrink(every=1, kernels=kernels).bind(net, torch.optim.SGD(net.parameters(), 0.1), task()[0][:2])
     assert list(session.switches) == ["0.switch"]
+
+
+def test_depthwise_kernels_lose_channels_one_after_the_other() -> None:
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    first = nn.Sequential(nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU())
+    net = nn.Sequential(*first, nn.Conv2d(8, 5, 1), nn.Flatten(), nn.Linear(180, 2)).double()
+    session = Shrink(kernels=True).bind(net, torch.optim.Adam(net.parameters()), x, steps_per_epoch=9)
+    switch = next(iter(session.switches.values()))
+    net.eval()
+    for _ in range(3):
+        with torch.no_grad():
+            switch.theta[0], switch.alive[0] = 0.0, False
+            before = net(x)
+        session.remove()
+        torch.testing.assert_close(net(x), before, rtol=1e-10, atol=1e-10)
+    small = session.realize()
+    depthwise = small.get_submodule("3")
+    assert (depthwise.groups, depthwise.out_channels) == (5, 5)
+    torch.testing.assert_close(small(x), net(x), rtol=1e-10, atol=1e-10)
+
+
+def test_switches_fold_into_switched_kernels_beside_them() -> None:
+    x = torch.randn(2, 1, 8, 8)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    session = Shrink(kernels=True, every=1).bind(net, torch.optim.Adam(net.parameters()), x)
+    with torch.no_grad():
+        for switch in session.switches.values():
+            switch.theta.uniform_(-1.0, 1.0)
+    small = session.realize()
+    assert not any(type(module).__module__.startswith("pared") for module in small.modules())
+    torch.testing.assert_close(small(x), net.eval()(x))
+
+
+def test_a_convolution_under_two_names_comes_back_plain_under_both() -> None:
+    net = nn.Module()
+    net.first = net.second = nn.Conv2d(2, 2, 3)
+    switch_kernels(net)
+    crop_kernels(net)
+    assert type(net.first) is nn.Conv2d
+    assert net.first is net.second
+
+
+def test_a_refused_binding_leaves_kernels_as_they_were() -> None:
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3)), torch.randn(2, 1, 8, 8)
+    with pytest.raises(SurgeryError, match="nothing to shrink"):
+        Shrink(kernels=True, every=1).bind(net, torch.optim.SGD(net.parameters(), 0.1), x)
+    assert type(net[0]) is nn.Conv2d
+    net(x)
+
+
+def test_a_computed_kernel_is_left_alone() -> None:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3))
+    assert switch_kernels(nn.Sequential(conv)) == {}

@@ -1,6 +1,7 @@
 """Searches: what they draw, that they go on, and that several processes share them."""
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,29 @@ def test_a_trial_that_was_cut_off_is_done_anew_in_its_place(tmp_path: Path) -> N
     found = pared.search("iris", out=cut, trials=3, observer=Observer(note=notes.append), **OPTIONS)
     assert "1 trial cut off" in notes[0]
     assert figures(found) == figures(whole)
+
+
+def _ask_and_vanish(path: Path) -> None:
+    journal = Journal(path, "random", 0, 6)
+    with journal.lock:
+        journal.study.enqueue_trial({}, user_attrs={"place": 0})
+        journal.study.ask()
+        os._exit(0)  # as kill -9 would, the lock held
+
+
+def test_locks_end_with_their_process_and_no_place_is_lost(tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("spawn").Process(target=_ask_and_vanish, args=(tmp_path / "j.jsonl",))
+    killed.start()
+    killed.join()
+    journal = Journal(tmp_path / "j.jsonl", "random", 0, 6)
+    assert journal.take_up() == 1
+    running = [journal.next(2) for _ in range(2)]
+    assert [trial and trial.user_attrs["place"] for trial in running] == [0, 1]
+    assert journal.next(2) is None
+    assert running[1] is not None
+    journal.study.enqueue_trial({}, user_attrs={"place": 1})  # put back, then killed before it was told to have failed
+    journal.put_back(running[1])
+    assert len(journal._in("WAITING")) == 1
 
 
 def test_an_interrupt_puts_the_trial_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

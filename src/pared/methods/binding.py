@@ -9,14 +9,9 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
+from pared.methods.session import sessions_of
 from pared.methods.strengths import Strength
-from pared.methods.switches import switches_of
 from pared.nn import Switch
-
-BOUND = (
-    "the network is bound already; bind a network once, call session.detach() first, or use session.load_state_dict to "
-    "go on"
-)
 
 
 def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
@@ -31,8 +26,6 @@ def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
             "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
             "the scheduler"
         )
-    if any(switch.bound for switch in switches_of(model).values()):
-        raise SurgeryError(BOUND)
     check_optimizer(model, optimizer)
 
 
@@ -41,8 +34,13 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
 
     Raises:
         ConfigError: it is another network's.
-        SurgeryError: its step is not each weight's own.
+        SurgeryError: its step is not each weight's own, or drives a session of this network already.
     """
+    if any(session.net is model for session in sessions_of(optimizer)):
+        raise SurgeryError(
+            "the network is bound already; bind a network once, call session.detach() first, or use "
+            "session.load_state_dict to go on"
+        )
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in model.parameters()):
         raise ConfigError(
@@ -65,7 +63,7 @@ def check_strength(strength: float | Strength, total_steps: int | None = None, *
 
 
 def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale: float = 1.0) -> None:
-    """Give switches a group without weight decay; one made with the rest of the network leaves the rest's group."""
+    """Give switches a group without weight decay, else as the first is; those made with the network leave its group."""
     thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]
     mine = {id(theta) for _, theta in thetas}
     for group in optimizer.param_groups:
@@ -74,9 +72,7 @@ def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale
             if key in group:
                 group[key][:] = [item for item, stay in zip(group[key], stays, strict=True) if stay]
     named = any("param_names" in group for group in optimizer.param_groups)
-    group: dict[str, Any] = {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
-    if lr_scale != 1.0:
-        group["lr"] = lr_scale * optimizer.param_groups[0]["lr"]
+    group: dict[str, Any] = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "param_names")}
+    group |= {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
+    group |= {key: lr_scale * group[key] for key in ("lr", "initial_lr") if key in group}
     optimizer.add_param_group(group)
-    for switch in switches.values():
-        switch.bound = True

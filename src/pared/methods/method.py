@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError, SurgeryError
-from pared.methods.binding import BOUND, check_bindable, check_strength
+from pared.errors import ConfigError
+from pared.methods.binding import check_bindable, check_strength
 from pared.methods.parts import Parts
-from pared.methods.session import Session, sessions_of
+from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.unit_session import UnitSession, updates_per_removal
 from pared.surgery import Example
@@ -93,8 +93,6 @@ class UnitMethod(Method):
             raise ConfigError(f"cuts at fractions of a run need total_steps in bind, at least 1; got {total_steps}")
         net = surgery.bare(model)
         check_bindable(net, optimizer)
-        if any(surgery.bare(session.model) is net for session in sessions_of(optimizer)):
-            raise SurgeryError(BOUND)
         return UnitSession(
             model,
             optimizer,

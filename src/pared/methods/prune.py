@@ -69,7 +69,8 @@ class _Pruning(Cuts):
     def look(self, session: UnitSession) -> None:
         """Remember the weights to rewind to, if it is time, and add to what the units have been worth."""
         assert session.total_steps is not None
-        if self.rewind is not None and session.steps == round(self.rewind * session.total_steps):
+        first = self._moments(session)[0] - 1  # before the first cut, however short the run
+        if self.rewind is not None and session.steps == min(round(self.rewind * session.total_steps), first):
             session.copies["rewind"] = copy.deepcopy(surgery.bare(session.model))
         if self.worth is not _importance:
             return

@@ -52,8 +52,19 @@ class Session(ABC):
         before, after = optimizer.register_step_pre_hook(self._on_step), self._on_stepped
         self._handles = before, optimizer.register_step_post_hook(after)
 
-    def _on_step(self, *_: object) -> None:
-        self.before_step()
+    def _on_step(self, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
+        if closure is None:
+            self.before_step()
+            return None
+
+        def closed() -> Any:  # gradients are those that the closure makes
+            loss = closure()
+            with torch.no_grad():
+                self.before_step()
+            return loss
+
+        return (args[0], closed), {key: value for key, value in kwargs.items() if key != "closure"}
 
     def _on_stepped(self, *_: object) -> None:
         self.steps += 1

@@ -141,9 +141,9 @@ class _Penalty:
         thetas = [switch.theta for switch in session.switches.values()]
         weighed = [theta * session.weights.get(name, 1.0) for name, theta in zip(session.switches, thetas, strict=True)]
         total = session.strength * l1(weighed)
-        if self.weight_strength:
-            mine = set(map(id, thetas))
-            others = [p for p in session.model.parameters() if id(p) not in mine and p.requires_grad]
+        mine = set(map(id, thetas))
+        others = [p for p in session.model.parameters() if id(p) not in mine and p.requires_grad]
+        if self.weight_strength and others:
             power = l1(others) if self.weight_power == 1 else torch.stack([p.square().sum() for p in others]).sum()
             total = total + self.weight_strength * power
         return total

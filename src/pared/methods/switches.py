@@ -1,5 +1,6 @@
 """Where switches go: on the units of every layer that can lose them."""
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool
         trial = Trial(graph, model) if silences else None
         chosen = choose_places(list(silences), silences, trial, skipped) if trial else []
         shared = _shared(silences, {place.space for place in chosen}, trial) if trial and sums else []
-        used = {*chosen, *(place for group in shared for place in group)}
+        stuck = _unfoldable(model, graph, [*chosen, *(place for group in shared for place in group)])
+        skipped |= {place.layer: "a switch behind it could not be folded away in the end" for place in stuck}
+        shared = [group for group in shared if not stuck & set(group)]
+        used = {*chosen, *(place for group in shared for place in group)} - stuck
         for place in places:
             if place not in used:
                 _put(model, place.anchor, model.get_submodule(f"{place.anchor}.layer"))
@@ -107,6 +111,16 @@ def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool
             )
     layers = titles(found, model, graph, {_name(place): place.layer for place in used})
     return Switches(found, layers, reasons(skipped, before, {place.space for place in used}), graph)
+
+
+def _unfoldable(model: nn.Module, graph: Graph, used: Collection[Place]) -> set[Place]:
+    """Those of the places whose switch would stay in a realised network: where code computes with a layer's weight, say."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for switch in switches_of(twin).values():
+            switch.theta.copy_(-1.0 - torch.arange(len(switch.theta)) / len(switch.theta))  # no relu lets these pass
+    left = surgery.unfolded(twin, graph)
+    return {place for place in used if _name(place) in left}
 
 
 def switches_of(model: nn.Module) -> dict[str, Switch]:
@@ -174,12 +188,13 @@ def space_of(graph: Graph, switch: str) -> Space | None:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Put every module of `model` back where it was if the block fails."""
-    before = [(module, dict(module._modules)) for module in model.modules()]
+    """Put every module of `model` back where it was, and as what it was, if the block fails."""
+    before = [(module, type(module), dict(module._modules)) for module in model.modules()]
     try:
         yield
     except BaseException:
-        for module, children in before:
+        for module, kind, children in before:
+            module.__class__ = kind
             module._modules.clear()
             module._modules.update(children)
         raise

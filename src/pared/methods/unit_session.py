@@ -116,12 +116,6 @@ class UnitSession(Session):
         """The factors of named selectors under the names of their spaces."""
         return {self.graph.at(self.slots[name].tensor, self.slots[name].axis).name: keep[name] for name in keep}
 
-    def detach(self) -> None:
-        """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
-        super().detach()
-        for switch in self.switches.values():
-            switch.bound = False
-
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
         keep = {
@@ -230,7 +224,7 @@ class UnitSession(Session):
         for name, factors in kept.items():
             if not factors or any(factor not in places[name] for factor in factors):
                 raise RunError(_MISFIT.format(f"the switch {name!r} has fewer factors here"))
-        return {name: [places[name][factor] for factor in factors] for name, factors in kept.items()}
+        return {n: [places[n][factor] for factor in factors] for n, factors in kept.items() if n in self.slots}
 
     def _check_fit(
         self, saved: Mapping[str, Tensor], keep: Mapping[str, Sequence[int]], created: Sequence[str]

@@ -91,7 +91,7 @@ class WeightSession(Session):
         `scaler`, and not in a loop that calls `optimizer.step()` itself.
         """
         if scaler is None and self.method.instead and self.method.due(self, self.steps + 1):
-            self._on_step()
+            self.before_step()
             self._on_stepped()
         else:
             super().step(scaler)

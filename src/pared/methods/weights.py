@@ -11,10 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError, SurgeryError
-from pared.methods.binding import BOUND, check_optimizer
+from pared.errors import ConfigError
+from pared.methods.binding import check_optimizer
 from pared.methods.method import Method
-from pared.methods.session import sessions_of
 from pared.methods.weight_session import WeightSession, find_weights
 from pared.surgery import Example
 from pared.topology import Distribution, Masked, spread
@@ -80,8 +79,6 @@ class WeightMethod(Method):
             raise ConfigError(f"{type(self).__name__} needs total_steps in bind, at least 1; got {total_steps}")
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
-        if any(session.net is net for session in sessions_of(optimizer)):
-            raise SurgeryError(BOUND)
         weights = self._chosen(net)
         seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
         connections = _draw(

@@ -49,6 +49,8 @@ _SWITCHED: dict[type[nn.Module], Conv] = {
     nn.Conv2d: SwitchedConv2d,
     nn.Conv3d: SwitchedConv3d,
 }
+#: Convolutions whose kernel is switched.
+SWITCHED_CONVOLUTIONS = (SwitchedConv1d, SwitchedConv2d, SwitchedConv3d)
 _PADDED = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}
 
 
@@ -64,7 +66,8 @@ def switch_kernels(
     """
     found: dict[str, KernelSwitch] = {}
     for name, module in model.named_modules():
-        if type(module) in _SWITCHED and module.get_parameter("weight")[0, 0].numel() > 1:
+        weight = module._parameters.get("weight")  # computed by a parametrization, it is none
+        if type(module) in _SWITCHED and weight is not None and weight[0, 0].numel() > 1:
             conv: Conv = module
             place = {"device": conv.weight.device, "dtype": conv.weight.dtype}
             conv.__class__ = _SWITCHED[type(module)]
@@ -81,10 +84,11 @@ def crop_kernels(model: nn.Module) -> nn.Module:
     What lies outside of them is all 0, so the padding takes its place: exact. Where that is uneven, a padding layer and
     the convolution come in a `nn.Sequential`. Kernels whose padding is no zeros, or given as a word, keep their size.
     """
-    for name, module in list(model.named_modules()):
-        if isinstance(module, tuple(_SWITCHED.values())):
+    made: dict[int, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, SWITCHED_CONVOLUTIONS):
             path, _, key = name.rpartition(".")
-            plain = _plain(module)
+            plain = made.setdefault(id(module), _plain(module) if id(module) not in made else module)
             if not name:
                 return plain
             model.get_submodule(path)._modules[key] = plain

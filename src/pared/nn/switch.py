@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn import functional as F
 
 from pared.errors import ConfigError
 
@@ -74,7 +74,6 @@ class Switch(nn.Module):
                 f"{sum(sizes)}"
             )
         self.channels, self.dim = channels, dim
-        self.bound = False  # whether a session judges it
         self.init: Init = init
         factors = channels if sizes is None else len(sizes)
         self.theta = nn.Parameter(torch.empty(factors, device=device, dtype=dtype))
@@ -137,14 +136,19 @@ class Switch(nn.Module):
         return f"{self.channels}, dim={self.dim}{grouped}"
 
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 class Switched(nn.Sequential):
     """A layer, and a switch on what it gives; attributes of the layer (`weight`, `out_channels`) can be read through it.
 
     Shapes: those of `layer`. Folding the switch puts `layer` back in its place, under its own name.
 
-    In training the factors of a convolution or of a norm with weight and bias are multiplied into these, instead of into
-    what comes out: the same up to rounding (bit-equal where factors are 1), without a pass over the images. Hooks on
-    `switch` itself are not called then, those on `layer` are.
+    In training the factors of a plain convolution or batch norm are multiplied into its weight and bias, instead of
+    into what comes out: the same up to rounding (bit-equal where factors are 1), without a pass over the images. Not so
+    where the layer or the switch has hooks, which see what they always saw.
     """
 
     layer: nn.Module
@@ -155,28 +159,45 @@ class Switched(nn.Sequential):
         self.training = layer.training
         switch.training = layer.training
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Scale what `layer` makes of `input`."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Scale what `layer` makes of its arguments."""
         # Not in evaluation: there a traced network shows the switch as what it is.
-        if self.training and self._scales_alike(input):
-            factors, own = self.switch.in_use(), self.layer._parameters.items()
-            scaled = {key: t * factors.view(-1, *[1] * (t.ndim - 1)) for key, t in own if t is not None}
-            return functional_call(self.layer, scaled, (input,))
-        return super().forward(input)
+        if self.training and len(args) == 1 and not kwargs and self._scales_alike(args[0]):
+            return _scaled(self.layer, args[0], self.switch.in_use())
+        return self.switch(self.layer(*args, **kwargs))
 
     def _scales_alike(self, x: Tensor) -> bool:
-        """Whether the layer's rows are the switch's channels, and rows are fewer numbers than what they make."""
+        """Whether the layer is what its class says, its rows the switch's channels, and no one looks in between."""
         layer, switch = self.layer, self.switch
-        if isinstance(layer, nn.modules.batchnorm._NormBase):
-            rows = layer.num_features if layer.affine else 0
-        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if type(layer) in _NORMS:
+            rows = layer.num_features
+        elif type(layer) in _CONVOLUTIONS:
             rows = layer.out_channels
         else:
             return False
-        return x.ndim + switch.dim == 1 and rows == switch.channels and layer._parameters.keys() == {"weight", "bias"}
+        own = layer._parameters.get("weight") is not None  # and not None, or computed by a parametrization
+        hooked = any(getattr(module, hooks) for module in (layer, switch) for hooks in _HOOKS)
+        return own and not hooked and x.ndim + switch.dim == 1 and bool(rows == switch.channels)
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
         if name in modules or "layer" not in modules:
             return super().__getattr__(name)
         return getattr(modules["layer"], name)
+
+
+def _scaled(layer: Any, x: Tensor, factors: Tensor) -> Tensor:
+    """What a convolution or a batch norm makes of `x` with each row of its weight and bias multiplied by a factor."""
+    weight = layer.weight * factors.view(-1, *[1] * (layer.weight.ndim - 1))
+    bias = None if layer.bias is None else layer.bias * factors
+    if isinstance(layer, _CONVOLUTIONS):
+        return layer._conv_forward(x, weight, bias)
+    layer._check_input_dim(x)
+    share = layer.momentum
+    if layer.training and layer.track_running_stats:  # from here on as in the batch norm's own forward pass
+        layer.num_batches_tracked.add_(1)
+        share = 1.0 / float(layer.num_batches_tracked) if share is None else share
+    mean, var = layer.running_mean, layer.running_var
+    tracked = not layer.training or layer.track_running_stats
+    mean, var = (mean, var) if tracked else (None, None)
+    return F.batch_norm(x, mean, var, weight, bias, layer.training or mean is None, share or 0.0, layer.eps)

@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pared.errors import ConfigError, RunError
 
@@ -36,16 +36,18 @@ class Journal:
 
     def __init__(self, path: Path, sampler: Sampler, seed: int, epochs: int) -> None:
         optuna = _optuna()
+        from filelock import FileLock
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+        from optuna.storages.journal import JournalFileBackend
 
         self.sampler, self.seed = sampler, seed
-        self.lock = JournalFileSymlinkLock(str(path.with_suffix(".asking")))
+        # Optuna's own locks are files that stay when their process is killed; these end with it.
+        self.lock, writing = FileLock(path.with_name("asking.lock")), FileLock(path.with_name("writing.lock"))
         directions = ["maximize"] if sampler == "hyperband" else ["minimize", "maximize"]
         pruner = optuna.pruners.HyperbandPruner(1, max(1, epochs)) if sampler == "hyperband" else None
         try:
             with quiet():
-                storage = JournalStorage(JournalFileBackend(str(path)))
+                storage = JournalStorage(JournalFileBackend(str(path), cast(Any, writing)))
                 self.study = optuna.create_study(
                     storage=storage, study_name="search", directions=directions, pruner=pruner, load_if_exists=True
                 )
@@ -54,31 +56,36 @@ class Journal:
 
     def next(self, trials: int) -> "optuna.Trial | None":
         """Return the next trial, those cut off before new ones; None when all of `trials` are taken."""
-        with quiet(), self._locked():
+        with quiet(), self.lock:
             taken = {trial.user_attrs["place"] for trial in self.study.get_trials(deepcopy=False)}
-            waiting = self._in("WAITING")
-            if not waiting and len(taken) >= trials:
-                return None
+            if not self._in("WAITING"):
+                if len(taken) >= trials:
+                    return None
+                self.study.enqueue_trial({}, user_attrs={"place": len(taken)})  # so that no trial is without a place
             self.study.sampler = self._sampler(len(taken))
             trial = self.study.ask()
-            place = trial.user_attrs.get("place", len(taken))
-            self.study.sampler = self._sampler(place)
-            for key, value in (("place", place), ("pid", os.getpid()), ("host", socket.gethostname())):
+            self.study.sampler = self._sampler(trial.user_attrs["place"])
+            for key, value in (("pid", os.getpid()), ("host", socket.gethostname())):
                 trial.set_user_attr(key, value)
             return trial
 
     def take_up(self) -> int:
         """Put trials that were cut off back in line, and return how many."""
-        running = [trial for trial in self._in("RUNNING") if _cut_off(trial.user_attrs)]
-        for trial in running:
-            self.put_back(trial)
+        with self.lock:
+            running = [trial for trial in self._in("RUNNING") if _cut_off(trial.user_attrs)]
+            for trial in running:
+                self.put_back(trial)
         return len(running)
 
     def put_back(self, trial: Any) -> None:
         """Let a trial that was cut off be done anew in its place."""
-        with quiet(), self._locked():
-            self.study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
-            self.study.enqueue_trial(dict(trial.params), user_attrs={"place": trial.user_attrs["place"]})
+        place = trial.user_attrs["place"]
+        with quiet(), self.lock:
+            failed = _optuna().trial.TrialState.FAIL
+            others = [one for one in self.study.get_trials(deepcopy=False) if one.number != trial.number]
+            if not any(one.user_attrs["place"] == place and one.state != failed for one in others):
+                self.study.enqueue_trial(dict(trial.params), user_attrs={"place": place})
+            self.study.tell(trial.number, state=failed)  # last, so that a kill in between loses no place
 
     def finish(self, trial: "optuna.Trial", size: float, score: float) -> None:
         """Note a trial's figures."""
@@ -118,17 +125,11 @@ class Journal:
         seed = (self.seed * 1_000_003 + place) % 2**32
         return samplers.TPESampler(seed=seed) if self.sampler == "tpe" else samplers.RandomSampler(seed=seed)
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.lock.acquire()
-        try:
-            yield
-        finally:
-            self.lock.release()
-
 
 def _cut_off(attrs: dict[str, Any]) -> bool:
     """Whether the process that had the trial is gone; one on another machine is given the benefit of the doubt."""
+    if "host" not in attrs:  # killed while it held the lock that is ours now
+        return True
     if attrs.get("host") != socket.gethostname():
         return False
     try:

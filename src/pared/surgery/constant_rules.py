@@ -225,13 +225,14 @@ def _linear(constants: Constants, step: Step, x: Value, weight: Tensor, bias: Te
     if _padded(step):
         mask = mask & (entries == 0)
     lost = len(rows)
-    rows, weight = _still(weight, rows, mask, count // step.get("groups", 1))
+    per_group = count * weight.shape[1] // len(entries)  # of the groups there are now, which may have left one by one
+    rows, weight = _still(weight, rows, mask, per_group)
     if not len(rows):
         return None
     values = torch.zeros(len(rows), dtype=torch.float64)
     entries = entries.masked_fill(~mask, 0.0)
     if bool((entries != 0).any()):
-        entries = _met(entries, rows, weight.shape[1], count // step.get("groups", 1))
+        entries = _met(entries, rows, weight.shape[1], per_group)
         values = ((weight.flatten(2).sum(-1) if weight.ndim > 2 else weight).double() * entries).sum(1)
     if bias is not None:
         values = values + bias.double().cpu()[rows]

@@ -58,6 +58,13 @@ def fold_by(model: Network, graph: Graph) -> Network:
     return folded
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
+def unfolded(model: nn.Module, graph: Graph) -> list[str]:
+    """Return the switches of `model` by name that `fold_by` would leave in place, with factors as they are now."""
+    return Folder(copy.deepcopy(model), graph.program).run()
+
+
 def _fold_sequential(model: nn.Module) -> nn.Sequential:
     check_sequential(model)
     assert isinstance(model, nn.Sequential)

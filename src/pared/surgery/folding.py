@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.nn import KernelSwitch, Switch, Switched
+from pared.nn.kernel import SWITCHED_CONVOLUTIONS
 from pared.surgery.axes import find
 from pared.surgery.constants import HANDLERS, Known, full
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME, WEIGHTED
@@ -69,11 +70,26 @@ class Folder:
 
     def _own(self, value: Any) -> nn.Parameter | None:
         """The parameter behind a value that one step reads, under one name."""
-        if not isinstance(value, Value) or value.tensor is None or not self._alone(value):
+        return self._named(value) if isinstance(value, Value) and self._alone(value) else None
+
+    def _named(self, value: Any) -> nn.Parameter | None:
+        """The parameter behind a value that has one name."""
+        if not isinstance(value, Value) or value.tensor is None:
             return None
         names = [name for name, other in self.program.tensors.items() if other is value]
         tensor = dict(self.model.named_parameters(remove_duplicate=False)).get(value.tensor)
         return tensor if len(names) == 1 and type(tensor) is nn.Parameter else None
+
+    def _weight(self, step: Step) -> nn.Parameter | None:
+        """The weight of a layer's step; of a switched kernel that behind it, whose rows and columns are the same."""
+        value = step["mat2"] if step.op == "addmm" else step["weight"]
+        module = self.model.get_submodule(step.layer) if step.layer else None
+        if isinstance(module, SWITCHED_CONVOLUTIONS):
+            value = self.program.tensors.get(f"{step.layer}.weight")
+            if any(reader.layer != step.layer for reader in self.read.get(id(value), ())):
+                return None
+            return self._named(value)
+        return self._own(value)
 
     # --- before the switch: rows ---
 
@@ -97,7 +113,7 @@ class Folder:
             return False
         if step.get("weight") is None and step.op == "batch_norm":
             return self._give_affine(step, factors)
-        weight = self._own(step["mat2"] if step.op == "addmm" else step["weight"])
+        weight = self._weight(step)
         bias_value = step.get("self") if step.op == "addmm" else step.get("bias")
         bias = self._own(bias_value)
         if weight is None or (bias_value is not None and (bias is None or bias.ndim != 1)):
@@ -173,8 +189,7 @@ class Folder:
         return False
 
     def _columns(self, step: Step, value: Value) -> tuple[nn.Parameter, Tensor] | None:
-        weight_value, x = (step["mat2"], step["mat1"]) if step.op == "addmm" else (step["weight"], step["input"])
-        weight = self._own(weight_value)
+        weight, x = self._weight(step), step["mat1"] if step.op == "addmm" else step["input"]
         if weight is None or x is not value or len([v for v in step.values() if v is value]) != 1:
             return None
         scale, axis = full(self.scales[id(value)], len(x.dims)), 1 if step.op.startswith("conv") else len(x.dims) - 1
@@ -185,7 +200,7 @@ class Folder:
             return weight, scale
         if step.op == "addmm":
             return weight, scale.unsqueeze(1)
-        groups = step.get("groups", 1)  # each row of the weight meets the channels of its own group
+        groups = len(scale) // weight.shape[1]  # each row of the weight meets the channels of its own group
         rows = scale.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).reshape(weight.shape[:2])
         return weight, rows.view(*weight.shape[:2], *([1] * (weight.ndim - 2)))
 

@@ -127,6 +127,10 @@ class SphereOptimizer(Optimizer):
     def _update(self, group: dict[str, Any], held: Held) -> None:
         """Move one weight on the sphere."""
         p, grad, state = held
+        if torch.compiler.is_compiling():
+            # New tensors, since torch 2.13's compiler for CPUs fails where one loop reads a tensor that is changed later
+            # (https://github.com/pytorch/pytorch/issues/188228).
+            state |= {part: state[part].clone() for part in ("v", "momentum_buffer") if part in state}
         whole = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
         sign = -1.0 if group["maximize"] else 1.0
         for rows in tiles(whole):

@@ -85,8 +85,8 @@ def write_weight(weight: Tensor, v: Tensor, q: float, scratch: Tensor, dims: Seq
     torch.threshold(scratch, math.log2(_tiny(v)), -math.inf, out=scratch).exp2_()
     signed = torch.sign(v, out=weight if weight.dtype == v.dtype else None).mul_(scratch)
     total = _inner(signed, v, dims).clamp_(min=torch.finfo(v.dtype).tiny)
-    v.mul_(total.pow(-1.0 / q))
-    signed.mul_(total.pow_((1.0 - q) / q))
+    v.mul_(_kept(total.pow(-1.0 / q)))
+    signed.mul_(_kept(total.pow((1.0 - q) / q)))
     if signed is not weight:
         weight.copy_(signed)
 
@@ -140,12 +140,18 @@ def _inverse_norm(x: Tensor, r: float, scratch: Tensor, dims: Sequence[int]) -> 
     inverse = _reciprocal(scratch.amax(dims, keepdim=True))
     scratch.mul_(inverse).log_().mul_(r / math.log(2.0)).exp2_()
     total = scratch.sum(dims, keepdim=True).clamp_(min=0.5)  # at least 1, where it is not 0
-    return total.pow_(-1.0 / r).mul_(inverse)
+    return _kept(total.pow_(-1.0 / r).mul_(inverse))
 
 
 def _reciprocal(most: Tensor) -> Tensor:
     """Return 1 / most, and 0 where that is no number to reckon with."""
-    return torch.where(most > _tiny(most), most, torch.inf).reciprocal_()
+    return _kept(torch.where(most > _tiny(most), most, torch.inf).reciprocal_())
+
+
+def _kept(x: Tensor) -> Tensor:
+    """Return the rows' numbers `x`; a compiled graph works them out once, not anew for every few entries of a row."""
+    # The compiler inlines a power into the loops that use it, but not what is strided.
+    return x.as_strided((len(x),), (1,)).view_as(x) if torch.compiler.is_compiling() else x
 
 
 def _inner(a: Tensor, b: Tensor, dims: Sequence[int]) -> Tensor:

@@ -39,10 +39,10 @@ def expected_hoyer(d: float, p: float, alpha: float = 0.8) -> float:
     Raises:
         ConfigError: d is below 1, p not a finite number above 1.01, or alpha not above 0.
 
-    Source: L_p sphere (arXiv 2103.16013), equations 30 to 38. Instead of the recursion (37, 38), whose factors leave the range of floats from
-    d = 288 on, the closed form that it has: E‖z‖₁/‖z‖₂ = d Γ((τ+1)/2) Γ(dτ/2) / (Γ(τ/2) Γ((dτ+1)/2)), τ = α(p-1), as
-    sums of independent gamma variables are independent of their proportions. The paper asks for alpha > 1, against
-    its own figures.
+    Source: L_p sphere (arXiv 2103.16013), equations 30 to 38. Instead of the recursion (37, 38), whose factors leave the
+    range of floats from d = 288 on, the closed form that it has, as sums of independent gamma variables are independent
+    of their proportions: E‖z‖₁/‖z‖₂ = d Γ((τ+1)/2) Γ(dτ/2) / (Γ(τ/2) Γ((dτ+1)/2)), τ = α(p-1). The paper asks for
+    alpha > 1, against its own figures.
     """
     dual_exponent(p)
     if not (d >= 1 and 0.0 < alpha < math.inf):
@@ -63,8 +63,8 @@ def cross_correlation(weight: Tensor) -> Tensor:
     Entry (i, j) is Pearson's correlation of rows i and j over their weights; it is 0 where a row is constant, on the
     diagonal too.
 
-    Source: L_p sphere (arXiv 2103.16013), figure 7, which shows such matrices and does not say whether means are taken off; they are here, as is
-    usual for correlations.
+    Source: L_p sphere (arXiv 2103.16013), figure 7, which shows such matrices and does not say whether means are taken
+    off; they are here, as is usual for correlations.
     """
     rows = widened(weight).flatten(1)
     rows = rows - rows.mean(1, keepdim=True)

@@ -15,8 +15,8 @@ def lp_penalty(tensors: Iterable[Tensor], p: float) -> Tensor:
     Raises:
         ConfigError: p is below 1.
 
-    Source: L_p sphere (arXiv 2103.16013), equation 6, the term that depends on the weights, with one multiplier for all neurons. The paper
-    suggests L_p-regularized SGD for fully connected layers and leaves its term open.
+    Source: L_p sphere (arXiv 2103.16013), equation 6, the term that depends on the weights, with one multiplier for
+    all neurons. The paper suggests L_p-regularized SGD for fully connected layers and leaves its term open.
     """
     if not p >= 1.0:
         raise ConfigError(f"p must be at least 1, got {p}")

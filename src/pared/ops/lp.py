@@ -52,15 +52,16 @@ def lp_norm(x: Tensor, p: float, dim: int | Sequence[int] = -1, *, keepdim: bool
     """
     if not p >= 1.0:
         raise ConfigError(f"the p of a norm must be at least 1, got {p}")
+    axes = (dim,) if isinstance(dim, int) else tuple(dim)
     size = widened(x).abs()
-    most = size.amax(dim, keepdim=True)
+    most = size.amax(axes, keepdim=True)
     if p == math.inf:
-        return (most if keepdim else size.amax(dim)).to(x.dtype)
+        return (most if keepdim else size.amax(axes)).to(x.dtype)
     most = most.detach()  # the norm does not depend on what it is scaled by
     zero = most == 0.0
-    total = _power(size / most.masked_fill(zero, 1.0), p).sum(dim, keepdim=True).masked_fill(zero, 1.0)
+    total = _power(size / most.masked_fill(zero, 1.0), p).sum(axes, keepdim=True).masked_fill(zero, 1.0)
     norm = total.pow(1.0 / p) * most
-    return (norm if keepdim else norm.sum(dim)).to(x.dtype)  # the axes have one entry now
+    return (norm if keepdim else norm.sum(axes)).to(x.dtype)  # the axes have one entry now
 
 
 def dual_direction(g: Tensor, p: float, dim: int | Sequence[int] = -1) -> Tensor:

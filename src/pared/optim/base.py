@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent
 from pared.optim.euclidean import descend
-from pared.optim.kernels import Rows, accumulate, normalise_, tiles, wide_dtype
+from pared.optim.kernels import Rows, accumulate, flush, normalise_, tiles, wide_dtype
 
+#: Steps between two looks for numbers that are about to turn denormal, which takes them longer.
+FLUSH_EVERY = 16
 #: A parameter that moves, with its gradient and its state.
 Held = tuple[Tensor, Tensor, dict[str, Any]]
 
@@ -133,8 +135,19 @@ class SphereOptimizer(Optimizer):
             state |= {part: state[part].clone() for part in ("v", "momentum_buffer") if part in state}
         whole = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
         sign = -1.0 if group["maximize"] else 1.0
+        clean = self._is_time(state)
         for rows in tiles(whole):
+            if clean:
+                flush(rows)
             self._move(group, rows, accumulate(rows, group["momentum"], group["nesterov"], sign))
+
+    @staticmethod
+    def _is_time(state: dict[str, Any]) -> bool:
+        """Count the steps of a parameter, and say whether denormal numbers are looked for in this one."""
+        if torch.compiler.is_compiling():  # there it costs nothing, and a number that counts on would be compiled anew
+            return True
+        state["steps"] = state.get("steps", 0) + 1
+        return state["steps"] % FLUSH_EVERY == 0
 
     @abstractmethod
     def _move(self, group: dict[str, Any], rows: Rows, direction: Tensor) -> None:

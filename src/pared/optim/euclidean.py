@@ -1,5 +1,8 @@
 """Heavy-ball SGD for what is not on a sphere."""
 
+# torch writes its own optimizers with _foreach functions.
+# pyright: reportPrivateImportUsage=false
+
 from typing import Any
 
 import torch

@@ -265,7 +265,6 @@ def test_a_rate_may_be_a_tensor(make: Make) -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_steps_are_the_eager_ones(make: Make) -> None:
     torch._dynamo.reset()

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent
 from pared.optim.euclidean import descend
-from pared.optim.kernels import Rows, accumulate, flush, normalise_, tiles, wide_dtype
+from pared.optim.kernels import Options, Rows, normalise_, wide_dtype
 
 #: Steps between two looks for numbers that are about to turn denormal, which takes them longer.
 FLUSH_EVERY = 16
@@ -91,6 +91,7 @@ class SphereOptimizer(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
+    @torch.compiler.disable  # torch 2.13's loops for CPUs are slower than these tiles, and made anew for every shape
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step, and return the loss that `closure` gives, if there is one."""
         loss = None
@@ -129,29 +130,15 @@ class SphereOptimizer(Optimizer):
     def _update(self, group: dict[str, Any], held: Held) -> None:
         """Move one weight on the sphere."""
         p, grad, state = held
-        if torch.compiler.is_compiling():
-            # New tensors, since torch 2.13's compiler for CPUs fails where one loop reads a tensor that is changed later
-            # (https://github.com/pytorch/pytorch/issues/188228).
-            state |= {part: state[part].clone() for part in ("v", "momentum_buffer") if part in state}
-        whole = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
-        sign = -1.0 if group["maximize"] else 1.0
-        clean = self._is_time(state)
-        for rows in tiles(whole):
-            if clean:
-                flush(rows)
-            self._move(group, rows, accumulate(rows, group["momentum"], group["nesterov"], sign))
-
-    @staticmethod
-    def _is_time(state: dict[str, Any]) -> bool:
-        """Count the steps of a parameter, and say whether denormal numbers are looked for in this one."""
-        if torch.compiler.is_compiling():  # there it costs nothing, and a number that counts on would be compiled anew
-            return True
+        rows = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
         state["steps"] = state.get("steps", 0) + 1
-        return state["steps"] % FLUSH_EVERY == 0
+        sign = -1.0 if group["maximize"] else 1.0
+        clean = state["steps"] % FLUSH_EVERY == 0
+        self._move(group, rows, (group["momentum"], group["nesterov"], sign, clean))
 
     @abstractmethod
-    def _move(self, group: dict[str, Any], rows: Rows, direction: Tensor) -> None:
-        """Move some neurons, given what to descend along."""
+    def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
+        """Move the weights of `rows` and their state."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as `state_dict` gave it; masks stay boolean, and state wider than its parameter stays wide."""

@@ -17,7 +17,7 @@ def descend(group: dict[str, Any], held: list[tuple[Tensor, Tensor, dict[str, An
     """
     foreach = group["foreach"]
     if foreach is None:
-        foreach = not torch.compiler.is_compiling() and all(p.is_cuda for p, _, _ in held)
+        foreach = all(p.is_cuda for p, _, _ in held)
     (_descend_together if foreach else _descend_one_by_one)(group, held)
 
 

@@ -38,13 +38,28 @@ class Rows(NamedTuple):
         return Rows(change(self.weight), change(self.grad), dual, momentum, mask)
 
 
+#: Momentum, whether it looks ahead, the sign of the gradient, and whether denormal numbers are looked for.
+Options = tuple[float, bool, float, bool]
+#: How one tile moves along a direction, given an exponent and a rate.
+Step = Callable[[Rows, Tensor, float, Number], None]
+
+
+def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Number) -> None:
+    """Take a step of one weight and its state, in place."""
+    momentum, nesterov, sign, clean = options
+    for tile in tiles(rows):
+        if clean:
+            flush(tile)
+        step(tile, accumulate(tile, momentum, nesterov, sign), exponent, lr)
+
+
 def tiles(rows: Rows) -> Iterator[Rows]:
-    """Yield `rows` in pieces that fit into a CPU's cache, and whole on anything else, or while a graph is compiled."""
+    """Yield `rows` in pieces that fit into a CPU's cache, and whole on anything else."""
     if all(x is None or x.is_contiguous() for x in rows):
         rows = rows.each(lambda x: x.flatten(1))
     count = len(rows.weight)
     size = max(1, TILE * count // max(1, rows.weight.numel()))
-    if size >= count or torch.compiler.is_compiling() or rows.weight.device.type != "cpu":
+    if size >= count or rows.weight.device.type != "cpu":
         yield rows
         return
     for start in range(0, count, size):
@@ -94,8 +109,8 @@ def write_weight(weight: Tensor, v: Tensor, q: float, scratch: Tensor, dims: tup
     _power_(torch.abs(v, out=scratch), q - 1.0)
     signed = torch.sign(v, out=weight if weight.dtype == v.dtype else None).mul_(scratch)
     total = _inner(signed, v, dims).clamp_(min=torch.finfo(v.dtype).tiny)
-    v.mul_(_kept(total.pow(-1.0 / q)))
-    signed.mul_(_kept(total.pow((1.0 - q) / q)))
+    v.mul_(total.pow(-1.0 / q))
+    signed.mul_(total.pow((1.0 - q) / q))
     if signed is not weight:
         weight.copy_(signed)
 
@@ -115,9 +130,12 @@ def step_direct(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
 
 
 def step_tangent(rows: Rows, direction: Tensor, p: float, lr: Number) -> None:
-    """Step along `direction`, which is made tangent in place, and go back to the sphere."""
+    """Step along what is tangent of `direction`, and go back to the sphere; the momentum becomes tangent too."""
     w, dims = rows.weight, rows.dims
     wide, scratch = w.to(wide_dtype(w)), torch.empty_like(direction)
+    if rows.momentum is not None:
+        tangent(rows.momentum, wide, p, dims)
+    direction = direction.clone()
     tangent(direction, wide, p, dims)
     moved = wide - direction * lr
     w.copy_(moved.mul_(_inverse_norm(moved, p, scratch, dims)))
@@ -148,7 +166,7 @@ def _inverse_norm(x: Tensor, r: float, scratch: Tensor, dims: tuple[int, ...]) -
     torch.abs(x, out=scratch)
     inverse = _reciprocal(scratch.amax(dims, keepdim=True))
     total = _power_(scratch.mul_(inverse), r).sum(dims, keepdim=True).clamp_(min=0.5)  # at least 1, where it is not 0
-    return _kept(total.pow_(-1.0 / r).mul_(inverse))
+    return total.pow_(-1.0 / r).mul_(inverse)
 
 
 def _power_(size: Tensor, t: float) -> Tensor:
@@ -159,13 +177,7 @@ def _power_(size: Tensor, t: float) -> Tensor:
 
 def _reciprocal(most: Tensor) -> Tensor:
     """Return 1 / most, and 0 where that is no number to reckon with."""
-    return _kept(torch.where(most > _tiny(most), most, torch.inf).reciprocal_())
-
-
-def _kept(x: Tensor) -> Tensor:
-    """Return the rows' numbers `x`; a compiled graph works them out once, not anew for every few entries of a row."""
-    # The compiler inlines a power into the loops that use it, but not what is strided.
-    return x.as_strided((len(x),), (1,)).view_as(x) if torch.compiler.is_compiling() else x
+    return torch.where(most > _tiny(most), most, torch.inf).reciprocal_()
 
 
 def _inner(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:

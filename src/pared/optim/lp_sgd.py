@@ -9,7 +9,7 @@ from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent, signed_power
 from pared.optim.base import SphereOptimizer
 from pared.optim.connections import Regrow, change_connections
-from pared.optim.kernels import Number, Rows, normalise_, step_direct, step_dual, wide_dtype
+from pared.optim.kernels import Number, Options, Rows, advance, normalise_, step_direct, step_dual, wide_dtype
 
 Form = Literal["momentum", "direct"]
 
@@ -25,7 +25,8 @@ class LpSGD(SphereOptimizer):
 
     Shapes: state `v` (form "momentum"), `momentum_buffer` and `mask` have the parameter's shape. `v`, with ‖v‖_q = 1 and
     w = v^[q - 1], is in float32 where the parameter is float16 or bfloat16, and momentum on the sphere too. `mask`,
-    boolean, is there once `connections_changed` was called: what it masks is exactly 0 and in no norm.
+    boolean, is there once `connections_changed` was called: what it masks is exactly 0 and in no norm. `torch.compile`
+    runs the step as it is.
 
     Args:
         params: parameters, or groups with options of their own, as `lp_groups` makes.
@@ -85,9 +86,9 @@ class LpSGD(SphereOptimizer):
             v = signed_power(p.to(wide_dtype(p)), group["p"] - 1.0)
             state["v"] = normalise_(v, dual_exponent(group["p"]), tuple(range(1, p.ndim)))
 
-    def _move(self, group: dict[str, Any], rows: Rows, direction: Tensor) -> None:
+    def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
         step = step_direct if group["form"] == "direct" else step_dual
-        step(rows, direction, dual_exponent(group["p"]), group["lr"])
+        advance(step, rows, options, dual_exponent(group["p"]), group["lr"])
 
     @torch.no_grad()
     def connections_changed(

@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from pared.optim.base import SphereOptimizer
-from pared.optim.kernels import Number, Rows, step_tangent, tangent
+from pared.optim.kernels import Number, Options, Rows, advance, step_tangent
 
 
 class SphereSGD(SphereOptimizer):
@@ -49,7 +47,5 @@ class SphereSGD(SphereOptimizer):
         }
         super().__init__(params, defaults)
 
-    def _move(self, group: dict[str, Any], rows: Rows, direction: Tensor) -> None:
-        if rows.momentum is not None:
-            tangent(rows.momentum, rows.weight.to(direction.dtype), group["p"], rows.dims)
-        step_tangent(rows, direction.clone(), group["p"], group["lr"])
+    def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
+        advance(step_tangent, rows, options, group["p"], group["lr"])

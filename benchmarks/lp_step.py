@@ -4,8 +4,8 @@
 
 The network is a multilayer perceptron 784-1024-1024-10, the batch has 128 rows, and the weights of all three layers are
 on the sphere. A step is: zero gradients, forward, loss, backward, the optimizer's step. Compiled, both the pass through
-the network and the optimizer's step are, for both optimizers; LpSGD's step runs as it is then. Networks that diverge or weights that turn denormal would
-make times meaningless, so weights are checked to be on the sphere after the last step.
+the network and the optimizer's step are, for both optimizers; LpSGD's step runs as it is then. Networks that diverge or
+weights that turn denormal would make times meaningless, so weights are checked to be on the sphere after the last step.
 """
 
 import argparse

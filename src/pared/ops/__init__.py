@@ -1,6 +1,19 @@
 """Functions on tensors: no modules, no state."""
 
+from pared.ops.hoyer import cross_correlation, expected_hoyer, hoyer
+from pared.ops.lp import dual_direction, dual_exponent, lp_norm, signed_power
 from pared.ops.prox import group_soft_threshold, soft_threshold
 from pared.ops.signs import update_sign_statistics_
 
-__all__ = ["group_soft_threshold", "soft_threshold", "update_sign_statistics_"]
+__all__ = [
+    "cross_correlation",
+    "dual_direction",
+    "dual_exponent",
+    "expected_hoyer",
+    "group_soft_threshold",
+    "hoyer",
+    "lp_norm",
+    "signed_power",
+    "soft_threshold",
+    "update_sign_statistics_",
+]

@@ -2,5 +2,6 @@
 
 from pared.penalties.groups import group_lasso
 from pared.penalties.l1 import l1
+from pared.penalties.lp import lp_penalty
 
-__all__ = ["group_lasso", "l1"]
+__all__ = ["group_lasso", "l1", "lp_penalty"]

@@ -1,0 +1,7 @@
+"""Optimizers that hold weights on a sphere: `torch.optim.Optimizer`, the whole contract."""
+
+from pared.optim.groups import lp_groups
+from pared.optim.lp_sgd import LpSGD
+from pared.optim.sphere_sgd import SphereSGD
+
+__all__ = ["LpSGD", "SphereSGD", "lp_groups"]

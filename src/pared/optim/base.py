@@ -1,0 +1,176 @@
+"""What optimizers with weights on the L_p sphere share: groups, the Euclidean rest, masks, state that follows."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pared.errors import ConfigError
+from pared.ops.lp import dual_exponent
+from pared.optim.euclidean import descend
+from pared.optim.kernels import Options, Rows, normalise_, wide_dtype
+
+#: Steps between two looks for numbers that are about to turn denormal, which takes them longer.
+FLUSH_EVERY = 16
+#: A parameter that moves, with its gradient and its state.
+Held = tuple[Tensor, Tensor, dict[str, Any]]
+
+
+class SphereOptimizer(Optimizer):
+    """Keep rows of weights on the unit L_p sphere and the rest Euclidean; abstract."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, and put its weights on the sphere if it has a `p`, own or inherited.
+
+        A group that names no `p` and holds only vectors and scalars is Euclidean.
+
+        Raises:
+            ConfigError: an option is out of range.
+        """
+        before = len(self.param_groups)
+        named = "p" in param_group, "lr" in param_group
+        super().add_param_group(param_group)
+        group = self.param_groups[before]
+        try:
+            if not named[0] and all(p.ndim < 2 for p in group["params"]):
+                group["p"] = None
+            euclidean_lr = group.pop("euclidean_lr", None)
+            if group["p"] is None and not named[1] and euclidean_lr is not None:
+                group["lr"] = euclidean_lr
+            self._check(group)
+        except ConfigError:
+            del self.param_groups[before]
+            raise
+        self._normalise(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Refuse a group whose options are out of range."""
+        if group["p"] is not None:
+            dual_exponent(group["p"])
+        lr, most = group["lr"], math.inf if group["p"] is None else 1.0
+        if not (isinstance(lr, Tensor) or 0.0 <= lr < most):
+            raise ConfigError(f"lr must be at least 0 and below {most}, on the sphere a share of the way; got {lr}")
+        if not 0.0 <= group["momentum"] < 1.0:
+            raise ConfigError(f"momentum must be in [0, 1), got {group['momentum']}")
+        if group["nesterov"] and group["momentum"] == 0.0:
+            raise ConfigError("nesterov needs a momentum above 0")
+        if not 0.0 <= group["weight_decay"] < math.inf:
+            raise ConfigError(f"weight_decay must be at least 0 and finite, got {group['weight_decay']}")
+        if any(not p.is_floating_point() for p in group["params"]):
+            raise ConfigError("parameters must be real floating-point tensors")
+
+    def normalize_(self) -> None:
+        """Put every weight that is held on the sphere back on it, in place; rows of zeros and frozen weights stay.
+
+        Call it after weights were loaded or set by hand. The memory of momentum stays.
+        """
+        for group in self.param_groups:
+            self._normalise(group)
+
+    @torch.no_grad()
+    def _normalise(self, group: dict[str, Any]) -> None:
+        for p in group["params"]:
+            if on_sphere(group, p) and p.requires_grad and p.numel():
+                state = self.state.get(p, {})
+                if "mask" in state:
+                    p.mul_(state["mask"])
+                normalise_(p, group["p"], tuple(range(1, p.ndim)))
+                state.pop("v", None)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    @torch.compiler.disable  # torch 2.13's loops for CPUs are slower than these tiles, and made anew for every shape
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take a step, and return the loss that `closure` gives, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            bound: list[Held] = []
+            free: list[Held] = []
+            self._init_group(group, bound, free)
+            for held in bound:
+                self._update(group, held)
+            if free:
+                descend(group, free)
+        return loss
+
+    def _init_group(self, group: dict[str, Any], bound: list[Held], free: list[Held]) -> None:
+        """Sort the parameters with a gradient into those on the sphere and the rest, and begin their state."""
+        for p in group["params"]:
+            if p.grad is None or p.numel() == 0:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            state = self.state[p]
+            sphere = on_sphere(group, p)
+            if sphere:
+                self._begin(group, p, state)
+            if group["momentum"] and "momentum_buffer" not in state:
+                dtype = wide_dtype(p) if sphere else p.dtype
+                state["momentum_buffer"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+            (bound if sphere else free).append((p, p.grad, state))
+
+    def _begin(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
+        """Begin the state of a weight on the sphere that is not the momentum."""
+
+    def _update(self, group: dict[str, Any], held: Held) -> None:
+        """Move one weight on the sphere."""
+        p, grad, state = held
+        rows = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
+        state["steps"] = state.get("steps", 0) + 1
+        sign = -1.0 if group["maximize"] else 1.0
+        clean = state["steps"] % FLUSH_EVERY == 0
+        self._move(group, rows, (group["momentum"], group["nesterov"], sign, clean))
+
+    @abstractmethod
+    def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
+        """Move the weights of `rows` and their state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as `state_dict` gave it; masks stay boolean, and state wider than its parameter stays wide."""
+        super().load_state_dict(state_dict)
+        held = [p for group in self.param_groups for p in group["params"]]
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for index, p in zip(saved, held, strict=True):
+            for part, value in state_dict["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.dtype != p.dtype:  # the base class casts to the parameter's type
+                    self.state[p][part] = value.to(p.device, copy=True)
+
+    @torch.no_grad()
+    def resize(self, state: dict[str, Any], cuts: Sequence[Any], old: Tensor) -> dict[str, Any]:
+        """Return what becomes of a parameter's `state` when entries are removed; `cuts` have an `axis` and an `index`.
+
+        Entries of index -1 are new: live, and without memory. What is left of `v` is put back on its sphere, so
+        that the next step puts the weights back on theirs, which scales rows that lost weights other than 0.
+        """
+        made = dict(state)
+        for part, value in state.items():
+            if isinstance(value, Tensor) and value.shape == old.shape:
+                for cut in cuts:
+                    where = torch.tensor(cut.index, dtype=torch.long, device=value.device)
+                    value = value.index_select(cut.axis, where.clamp(min=0))
+                    value.index_fill_(cut.axis, (where < 0).nonzero().flatten(), int(part == "mask"))
+                made[part] = value
+        group = next(group for group in self.param_groups if any(p is old for p in group["params"]))
+        if "v" in made and made["v"].numel():
+            normalise_(made["v"], dual_exponent(group["p"]), tuple(range(1, old.ndim)))
+        return made
+
+
+def on_sphere(group: dict[str, Any], p: Tensor) -> bool:
+    """Whether the rows of `p` are held on the sphere: vectors and scalars never are."""
+    return group["p"] is not None and p.ndim >= 2

@@ -1,0 +1,97 @@
+"""Parameter groups: which weights go on a sphere, and on which."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from pared.errors import ConfigError
+from pared.optim.kernels import Number
+
+#: Which weights are held on a sphere.
+Constrain = Literal["hidden", "all"] | Callable[[str, nn.Parameter], bool]
+#: One exponent for all, by the name of a parameter or module, or one weight after the other.
+Exponents = float | Mapping[str, float | None] | Sequence[float]
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def lp_groups(
+    model: nn.Module,
+    p: Exponents,
+    *,
+    constrain: Constrain = "hidden",
+    lr: Number | None = None,
+    euclidean_lr: Number | None = None,
+) -> list[dict[str, Any]]:
+    """Return the groups of `model`'s parameters, with names: one for each exponent, then the Euclidean rest.
+
+    Args:
+        model: the network.
+        p: the exponent; or exponents by the name of a parameter or of a module that holds it, of which the longest that
+            fits counts ("" fits all), None or none at all being Euclidean; or a sequence that is consumed in the order
+            of the weights, of which the last goes for all that are left.
+        constrain: "hidden", the weights of linear and convolution layers with more than one input, without the output
+            layer, which is taken to be the last one in the order of modules; "all", all of these layers' weights; or a
+            predicate of name and parameter.
+        lr: the rate on the sphere; the optimizer's if left out.
+        euclidean_lr: the rate of the rest; the optimizer's if left out.
+
+    Raises:
+        ConfigError: nothing is constrained, or an exponent is for nothing that is.
+
+    Source: L_p sphere (arXiv 2103.16013); "hidden" is what the authors' code constrains, but for its 1x1 convolutions of
+    shortcuts, "all" what the paper describes.
+    """
+    chosen = _chosen(model, constrain)
+    exponents = _exponents(list(chosen), p)
+    made: dict[float, list[tuple[str, nn.Parameter]]] = {}
+    rest: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in model.named_parameters():
+        exponent = exponents.get(name)
+        (rest if exponent is None else made.setdefault(float(exponent), [])).append((name, parameter))
+    if not made:
+        raise ConfigError("no weight would be held on a sphere; name some with constrain, or use torch.optim.SGD")
+    groups: list[dict[str, Any]] = [{"params": params, "p": exponent} for exponent, params in made.items()]
+    for group in groups if lr is not None else []:
+        group["lr"] = lr
+    if rest:
+        groups.append({"params": rest, "p": None} | ({} if euclidean_lr is None else {"lr": euclidean_lr}))
+    return groups
+
+
+def _chosen(model: nn.Module, constrain: Constrain) -> dict[str, Tensor]:
+    """Return the weights to be constrained, by name, in order."""
+    if callable(constrain):
+        return {name: parameter for name, parameter in model.named_parameters() if constrain(name, parameter)}
+    if constrain not in ("hidden", "all"):
+        raise ConfigError(f"constrain must be 'hidden', 'all' or a predicate, got {constrain!r}")
+    weights = {id(layer.weight): layer.weight for layer in model.modules() if isinstance(layer, _LAYERS)}
+    output = next(reversed(weights), None)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in weights and (constrain == "all" or (id(parameter) != output and parameter.shape[1] > 1))
+    }
+
+
+def _exponents(names: Sequence[str], p: Exponents) -> dict[str, float | None]:
+    """Return the exponent of each of the weights `names`."""
+    if isinstance(p, Mapping):
+        return _by_name(names, p)
+    if isinstance(p, Sequence):
+        if not 0 < len(p) <= len(names):
+            raise ConfigError(f"got {len(p)} exponents for {len(names)} weights: {', '.join(names)}")
+        return {name: p[min(place, len(p) - 1)] for place, name in enumerate(names)}
+    return dict.fromkeys(names, p)
+
+
+def _by_name(names: Sequence[str], p: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Return the exponent of the longest key that fits each name."""
+    fits = {name: [key for key in p if key in ("", name) or name.startswith(f"{key}.")] for name in names}
+    unused = p.keys() - {key for keys in fits.values() for key in keys}
+    if unused:
+        raise ConfigError(
+            f"no constrained weight is called, or is in, {sorted(unused)}; constrained are {', '.join(names)}"
+        )
+    return {name: p[max(keys, key=len)] if keys else None for name, keys in fits.items()}

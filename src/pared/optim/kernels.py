@@ -1,0 +1,195 @@
+"""The arithmetic of the L_p sphere, in place and on tiles of rows that stay in a CPU's cache.
+
+Everything here takes `dims`, the axes of one neuron, and scratch tensors; powers are exp2(t · log), since exp2 costs a
+quarter of exp on a CPU, and |v|^(q-1) serves both the weight and, times |v|, the norm: one logarithm for two powers.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+#: Entries in a tile: few enough for a CPU's caches, so many that calling functions costs nothing.
+TILE = 262_144
+#: Below this share of the largest there is nothing left that counts, and denormal numbers would slow a CPU down tenfold.
+TINY = 1e-30
+
+
+class Rows(NamedTuple):
+    """What one step of one parameter works on: tensors of one shape, a neuron along axis 0; None where there is none."""
+
+    weight: Tensor
+    grad: Tensor
+    dual: Tensor | None
+    momentum: Tensor | None
+    mask: Tensor | None
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The axes of one neuron."""
+        return tuple(range(1, self.weight.ndim))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        """Return `change` of each tensor that is there."""
+        dual, momentum, mask = (None if x is None else change(x) for x in self[2:])
+        return Rows(change(self.weight), change(self.grad), dual, momentum, mask)
+
+
+#: Momentum, whether it looks ahead, the sign of the gradient, and whether denormal numbers are looked for.
+Options = tuple[float, bool, float, bool]
+#: How one tile moves along a direction, given an exponent and a rate.
+Step = Callable[[Rows, Tensor, float, Number], None]
+
+
+def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Number) -> None:
+    """Take a step of one weight and its state, in place."""
+    momentum, nesterov, sign, clean = options
+    for tile in tiles(rows):
+        if clean:
+            flush(tile)
+        step(tile, accumulate(tile, momentum, nesterov, sign), exponent, lr)
+
+
+def tiles(rows: Rows) -> Iterator[Rows]:
+    """Yield `rows` in pieces that fit into a CPU's cache, and whole on anything else."""
+    if all(x is None or x.is_contiguous() for x in rows):
+        rows = rows.each(lambda x: x.flatten(1))
+    count = len(rows.weight)
+    size = max(1, TILE * count // max(1, rows.weight.numel()))
+    if size >= count or rows.weight.device.type != "cpu":
+        yield rows
+        return
+    for start in range(0, count, size):
+        yield rows.each(lambda x, start=start: x[start : start + size])
+
+
+def accumulate(rows: Rows, momentum: float, nesterov: bool, sign: float) -> Tensor:
+    """Move the momentum one step, and return what to descend along, wide, not to be changed."""
+    grad, buffer = rows.grad, rows.momentum
+    if buffer is None:
+        wide = grad.to(wide_dtype(grad))
+        direction = wide if sign == 1.0 else wide * sign
+        return direction if rows.mask is None else direction * rows.mask
+    wide = grad.to(buffer.dtype)
+    torch.add(wide if sign == 1.0 else -wide, buffer, alpha=momentum, out=buffer)
+    if rows.mask is not None:
+        buffer.mul_(rows.mask)
+    if not nesterov:
+        return buffer
+    direction = (buffer * momentum).add_(wide, alpha=sign)
+    return direction if rows.mask is None else direction.mul_(rows.mask)
+
+
+def flush(rows: Rows) -> None:
+    """Set to 0 what is about to turn denormal in state that decays: the momentum and dual weights of dead inputs."""
+    for x in (rows.momentum, rows.dual):
+        if x is not None:
+            torch.hardshrink(x, _tiny(x), out=x)
+
+
+def step_dual(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
+    """Take a step on the unit sphere of the dual space, equations 22 to 24, and map it to the weights, in place."""
+    v, dims = rows.dual, rows.dims
+    assert v is not None
+    scratch = torch.empty_like(v)
+    pull = _inverse_norm(direction, q, scratch, dims)
+    if isinstance(lr, float | int) and _stays_long(lr, q):
+        v.addcmul_(direction, pull.mul_(lr / (1.0 - lr)), value=-1.0)  # the factor 1 - lr is normalised away
+    else:
+        v.mul_(1.0 - lr).addcmul_(direction, pull.mul_(lr), value=-1.0)
+        v.mul_(_reciprocal(torch.abs(v, out=scratch).amax(dims, keepdim=True)))
+    write_weight(rows.weight, v, q, scratch, dims)
+
+
+def write_weight(weight: Tensor, v: Tensor, q: float, scratch: Tensor, dims: tuple[int, ...]) -> None:
+    """Divide `v` by its L_q norm and set `weight` to v^[q - 1]; rows of zeros stay as they are."""
+    _power_(torch.abs(v, out=scratch), q - 1.0)
+    signed = torch.sign(v, out=weight if weight.dtype == v.dtype else None).mul_(scratch)
+    total = _inner(signed, v, dims).clamp_(min=torch.finfo(v.dtype).tiny)
+    v.mul_(total.pow(-1.0 / q))
+    signed.mul_(total.pow((1.0 - q) / q))
+    if signed is not weight:
+        weight.copy_(signed)
+
+
+def step_direct(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
+    """Take a step of the weights themselves, equation 13 with the norm in L_p, in place."""
+    p, dims, w = q / (q - 1.0), rows.dims, rows.weight
+    wide = w.to(wide_dtype(w))
+    size = torch.abs(direction)
+    size.mul_(_reciprocal(size.amax(dims, keepdim=True)))
+    scaled = size.clone()
+    _power_(size, q - 1.0)
+    total = _inner(size, scaled, dims).clamp_(min=0.5)  # at least 1, where it is not 0
+    size.mul_(torch.sign(direction))
+    moved = (wide * (1.0 - lr)).addcmul_(size, total.pow_((1.0 - q) / q).mul_(lr), value=-1.0)
+    w.copy_(moved.mul_(_inverse_norm(moved, p, size, dims)))
+
+
+def step_tangent(rows: Rows, direction: Tensor, p: float, lr: Number) -> None:
+    """Step along what is tangent of `direction`, and go back to the sphere; the momentum becomes tangent too."""
+    w, dims = rows.weight, rows.dims
+    wide, scratch = w.to(wide_dtype(w)), torch.empty_like(direction)
+    if rows.momentum is not None:
+        tangent(rows.momentum, wide, p, dims)
+    direction = direction.clone()
+    tangent(direction, wide, p, dims)
+    moved = wide - direction * lr
+    w.copy_(moved.mul_(_inverse_norm(moved, p, scratch, dims)))
+
+
+def tangent(x: Tensor, w: Tensor, p: float, dims: tuple[int, ...]) -> None:
+    """Take off `x` what is along the sphere's normal w^[p - 1] at `w`, in place."""
+    normal = torch.abs(w)
+    normal.mul_(_reciprocal(normal.amax(dims, keepdim=True)))
+    _power_(normal, p - 1.0).mul_(torch.sign(w))
+    share = _inner(normal, x, dims).div_(_inner(normal, normal, dims).clamp_(min=0.5))
+    x.addcmul_(normal, share, value=-1.0)
+
+
+def normalise_(x: Tensor, r: float, dims: tuple[int, ...]) -> Tensor:
+    """Divide each row by its L_r norm, in place, and return `x`; rows of zeros stay."""
+    wide = x.to(wide_dtype(x))
+    return x.copy_(wide * _inverse_norm(wide, r, torch.empty_like(wide), dims))
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which powers of `x`, and its state, are kept."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _inverse_norm(x: Tensor, r: float, scratch: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return 1 / ‖row‖_r, and 0 for rows of zeros."""
+    torch.abs(x, out=scratch)
+    inverse = _reciprocal(scratch.amax(dims, keepdim=True))
+    total = _power_(scratch.mul_(inverse), r).sum(dims, keepdim=True).clamp_(min=0.5)  # at least 1, where it is not 0
+    return total.pow_(-1.0 / r).mul_(inverse)
+
+
+def _power_(size: Tensor, t: float) -> Tensor:
+    """Raise entries in [0, 1] to t, in place; what comes out is never below 1e-30, for zeros neither."""
+    # Denormal powers are as slow on a CPU as logarithms of 0: ten times the time of others.
+    return size.clamp_(min=max(_tiny(size) ** (1.0 / t), _tiny(size))).log_().mul_(t / math.log(2.0)).exp2_()
+
+
+def _reciprocal(most: Tensor) -> Tensor:
+    """Return 1 / most, and 0 where that is no number to reckon with."""
+    return torch.where(most > _tiny(most), most, torch.inf).reciprocal_()
+
+
+def _inner(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
+    if a.ndim == 2:
+        return torch.linalg.vecdot(a, b).unsqueeze(1)
+    return (a * b).sum(dims, keepdim=True)
+
+
+def _stays_long(lr: float, q: float) -> bool:
+    """Whether v - lr / (1 - lr) · d of unit vectors is so long that its q-th powers need no scaling."""
+    return lr < 0.5 and ((1.0 - 2.0 * lr) / (1.0 - lr)) ** q > TINY
+
+
+def _tiny(x: Tensor) -> float:
+    return TINY if x.dtype != torch.float64 else 1e-300

@@ -40,6 +40,8 @@ from pared.methods import (
 )
 from pared.methods.lpss import rounded
 from pared.methods.snfs import shares
+from pared.ops import lp_norm
+from pared.optim import LpSGD, lp_groups
 from pared.topology import Constant
 from pared.train.checkpoint import load_state, save_state
 
@@ -62,6 +64,12 @@ CASES: dict[str, WeightMethod] = {
     "lpss": LpSS(0.7, every=2, begin=0.0, end=1.0, threshold=Constant(0.5)),
     "lpss, layer": LpSS(0.7, every=2, threshold=Constant(0.5), scope="layer", regrow="threshold", grace=True),
     "lpss, keep": LpSS(0.7, every=2, threshold=Constant(0.5), regrow="keep", distribution="er"),
+}
+#: Optimizers of the library, and one whose weights are on spheres.
+SOLVERS: dict[str, Callable[[nn.Module], Any]] = {
+    **OPTIMIZERS,
+    "LpSGD": lambda m: LpSGD(lp_groups(m, 1.3, lr=0.05, euclidean_lr=0.05), lr=0.05, p=1.3),
+    "LpSGD direct": lambda m: LpSGD(lp_groups(m, 1.3, constrain="all"), lr=0.05, p=1.3, form="direct"),
 }
 #: Whose layers keep the number of their connections.
 CONSTANT = (Static, SET, RigL, SNIPDynamic)
@@ -149,8 +157,8 @@ def test_what_changes_is_told_and_new_connections_have_no_history(method: Weight
 RESUMED = [
     pytest.param(method, optimizer, id=f"{name}-{kind}")
     for name, method in CASES.items()
-    for kind, optimizer in OPTIMIZERS.items()
-    if name == "rigl" or kind in ("Adam", "SGD Nesterov")
+    for kind, optimizer in SOLVERS.items()
+    if name == "rigl" or kind in ("Adam", "SGD Nesterov") or (name.startswith("lpss") and "LpSGD" in kind)
 ]
 
 
@@ -232,6 +240,28 @@ def test_a_removal_reaches_averaged_copies_at_once() -> None:
     run(session, TOTAL // 2)
     for name, connections in session.connections.items():
         assert not average.module.get_parameter(name)[~connections.mask].any()
+
+
+@pytest.mark.parametrize("kind", ["LpSGD", "LpSGD direct"])
+@pytest.mark.parametrize(
+    "name", ["static", "set", "rigl", "snip", "snfs", "gradual magnitude", "lpss", "lpss, layer", "lpss, keep"]
+)
+def test_live_weights_stay_on_their_sphere(name: str, kind: str) -> None:
+    session = bound(CASES[name], SOLVERS[kind])
+    held = {n: c for n, c in session.connections.items() if session.optimizer.holds(c.weight)}  # type: ignore[attr-defined]
+    assert list(held) == (["2.weight"] if kind == "LpSGD" else list(session.connections)) or "0.weight" in held
+
+    def look() -> None:
+        for connections in held.values():
+            assert not connections.weight[~connections.mask].any()
+            live = connections.weight.detach().any(1)  # a row of fresh connections alone is 0 until its next step
+            assert live.sum() >= connections.mask.any(1).sum() - 3
+            norms = lp_norm(connections.weight, 1.3, dim=1)
+            torch.testing.assert_close(norms[live], torch.ones(int(live.sum())), rtol=0, atol=1e-5)
+
+    look()
+    run(session, TOTAL, look)
+    assert name == "static" or session.events
 
 
 class TestBinding:

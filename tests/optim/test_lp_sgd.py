@@ -306,14 +306,15 @@ def test_connections_come_and_go(form: Any, dtype: torch.dtype) -> None:
     train(3)
     dropped = draw(9, 4, 8) > 0.5
     dropped[:, 0] = False
-    optimizer.connections_changed(w, dropped=dropped)
+    nothing = torch.zeros_like(dropped)
+    optimizer.connections_changed(w, ~dropped, nothing)
     assert w.detach()[dropped].eq(0).all()
     assert optimizer.state[w]["momentum_buffer"][dropped].eq(0).all()
     torch.testing.assert_close(norms(w, 1.5), torch.ones(4, dtype=dtype), rtol=0, atol=tolerance(dtype))
     train(3)
     grown = dropped & (draw(10, 4, 8) > 0)
     before = optimizer.state[w]["momentum_buffer"].clone()
-    optimizer.connections_changed(w, grown=grown)
+    optimizer.connections_changed(w, ~dropped | grown, grown)
     state = optimizer.state[w]
     assert torch.equal(state["mask"], ~dropped | grown)
     assert w.detach()[grown].eq(0).all()
@@ -324,40 +325,30 @@ def test_connections_come_and_go(form: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("form", ["momentum", "direct"])
-def test_what_is_grown_begins_where_asked(form: Any) -> None:
-    start = draw(0, 2, 6)
-    dropped = torch.zeros(2, 6, dtype=torch.bool)
-    dropped[:, 1] = True
-    w, optimizer = held(start, lr=0.1, p=1.2, form=form)
+def test_what_is_grown_begins_where_the_weight_says(form: Any) -> None:
+    grown = torch.zeros(2, 6, dtype=torch.bool)
+    grown[:, 1] = True
+    w, optimizer = held(draw(0, 2, 6), lr=0.1, p=1.2, form=form)
+    optimizer.connections_changed(w, ~grown, torch.zeros_like(grown))
     before = w.detach().clone()
-    optimizer.connections_changed(w, dropped=dropped)
-    optimizer.connections_changed(w, grown=dropped, regrow="keep")
-    assert bool((w.detach()[:, 1].sign() == before[:, 1].sign()).all())
-    ratio = w.detach()[:, 1] / w.detach()[:, 0]
-    assert bool((ratio.abs() < (before[:, 1] / before[:, 0]).abs()).all())  # the others grew in the meantime
-
-    optimizer.connections_changed(w, dropped=dropped, grown=dropped)
-    assert w.detach()[:, 1].eq(0).all()
-    optimizer.connections_changed(w, dropped=dropped)
-    direction = draw(3, 2, 6)
-    live = w.detach().abs().sum(1) / 5
-    optimizer.connections_changed(w, grown=dropped, regrow="threshold", threshold=0.2, direction=direction)
-    scale = norms(torch.cat([w.detach()[:, :1], w.detach()[:, 2:]], 1), 1.2)
-    torch.testing.assert_close(w.detach()[:, 1], -direction[:, 1].sign() * 0.2 * live * scale, rtol=1e-6, atol=0)
+    with torch.no_grad():
+        w[:, 1] = torch.tensor([0.3, -0.2])
+    optimizer.connections_changed(w, torch.ones_like(grown), grown)
     torch.testing.assert_close(norms(w, 1.2), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(w.detach()[:, 1] / w.detach()[:, 0], torch.tensor([0.3, -0.2]).double() / before[:, 0])
+    torch.testing.assert_close(w.detach()[:, 2] / w.detach()[:, 0], before[:, 2] / before[:, 0])
 
 
 def test_changes_that_make_no_sense_are_refused_and_change_nothing() -> None:
     w, bias = nn.Parameter(draw(0, 2, 3)), nn.Parameter(torch.zeros(2))
     optimizer = LpSGD([w, bias], lr=0.1, p=1.5)
     before, mask = w.detach().clone(), torch.ones(2, 3, dtype=torch.bool)
+    other = torch.ones(2, dtype=torch.bool)
     cases: list[tuple[str, Callable[[], None]]] = [
-        ("regrow", lambda: optimizer.connections_changed(w, grown=mask, regrow="half")),  # pyright: ignore[reportArgumentType]
-        ("boolean", lambda: optimizer.connections_changed(w, dropped=mask.float())),
-        ("boolean", lambda: optimizer.connections_changed(w, grown=mask[:1])),
-        ("direction", lambda: optimizer.connections_changed(w, grown=mask, regrow="threshold")),
-        ("holds on a sphere", lambda: optimizer.connections_changed(bias, dropped=torch.ones(2, dtype=torch.bool))),
-        ("holds on a sphere", lambda: optimizer.connections_changed(nn.Parameter(torch.ones(2, 2)))),
+        ("boolean", lambda: optimizer.connections_changed(w, mask.float(), mask)),
+        ("boolean", lambda: optimizer.connections_changed(w, mask, mask[:1])),
+        ("holds on a sphere", lambda: optimizer.connections_changed(bias, other, other)),
+        ("holds on a sphere", lambda: optimizer.connections_changed(nn.Parameter(torch.ones(2, 3)), mask, mask)),
     ]
     for words, call in cases:
         with pytest.raises(ConfigError, match=words):
@@ -398,7 +389,7 @@ def test_state_is_cut_as_the_weight_is_and_put_back_on_its_sphere() -> None:
     w, optimizer = held(draw(0, 3, 5), lr=0.1, p=1.3)
     w.grad = draw(1, 3, 5)
     optimizer.step()
-    optimizer.connections_changed(w, dropped=torch.arange(15).view(3, 5) == 7)
+    optimizer.connections_changed(w, torch.arange(15).view(3, 5) != 7, torch.zeros(3, 5, dtype=torch.bool))
 
     class Cut:
         axis, index = 1, (4, 2, -1)

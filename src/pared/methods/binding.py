@@ -72,7 +72,9 @@ def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale
             if key in group:
                 group[key][:] = [item for item, stay in zip(group[key], stays, strict=True) if stay]
     named = any("param_names" in group for group in optimizer.param_groups)
-    group: dict[str, Any] = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "param_names")}
+    # Of an optimizer on spheres the Euclidean group, which has no exponent.
+    like = next((group for group in optimizer.param_groups if group.get("p", 0) is None), optimizer.param_groups[0])
+    group: dict[str, Any] = {key: value for key, value in like.items() if key not in ("params", "param_names")}
     group |= {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
     group |= {key: lr_scale * group[key] for key in ("lr", "initial_lr") if key in group}
     optimizer.add_param_group(group)

@@ -32,8 +32,9 @@ class LpSS(WeightMethod):
         threshold: the share of the mean magnitude below which weights die, falling along the window.
         tau: how fast sparsity is steered, in (0, 1).
         scope: whether connections compete for growth within their "neuron" (the paper) or their "layer" (its code).
-        regrow: what a new weight starts with: "zero" (the paper), what it died with ("keep"; the code, by not masking its
-            dual state), or the "threshold" it will be judged by, against its gradient.
+        regrow: what a new weight starts with: "zero" (the paper; for p near 1 it then takes dozens of steps on the sphere
+            before such a weight counts), what it died with ("keep"; the code, which lets it decay meanwhile), or the
+            "threshold" it will be judged by, against its gradient.
         grace: whether a connection that grew cannot die at the next change.
 
     Source: the L_p sphere's paper, equations 3 and 4. Deviations: growth is judged by the gradient of the batch before

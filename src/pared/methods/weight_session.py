@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pared.errors import RunError
 from pared.methods.session import Session
+from pared.optim.base import SphereOptimizer
 from pared.topology import Masked
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class WeightSession(Session):
         self.generator = torch.Generator().manual_seed(seed)
         self.events: list[Rewired] = []
         self.on_event: Callable[[Rewired], None] = _ignore
-        for connections_ in self.connections.values():
-            connections_.hold()
+        for name, one in self.connections.items():
+            one.hold()
+            self._tell(name, one.live()[:0])
 
     @property
     def sparsity(self) -> float:
@@ -131,6 +133,7 @@ class WeightSession(Session):
         connections.drop(drop)
         connections.grow(grow, values)
         self._forget(name, torch.cat([drop, grow]))
+        self._tell(name, grow)
         if len(drop) or len(grow):
             self.events.append(Rewired(self.steps, name, len(drop), len(grow), connections.count))
             self.on_event(self.events[-1])
@@ -144,6 +147,14 @@ class WeightSession(Session):
         for key, state in self.optimizer.state.get(weight, {}).items():
             if isinstance(state, Tensor) and state.shape == weight.shape:
                 state[places] = rate if key == "step_size" else 0.0  # Rprop's, which starts at the learning rate
+
+    def _tell(self, name: str, grow: Tensor) -> None:
+        """Tell an optimizer that depends on which weights live."""
+        connections = self.connections[name]
+        if isinstance(self.optimizer, SphereOptimizer) and self.optimizer.holds(connections.weight):
+            fresh = torch.zeros_like(connections.mask)
+            fresh.view(-1)[grow] = True
+            self.optimizer.connections_changed(connections.weight, connections.mask, fresh)
 
     @torch.no_grad()
     def _mask_copies(self) -> None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent
+from pared.optim.connections import change_connections
 from pared.optim.euclidean import descend
 from pared.optim.kernels import Options, Rows, normalise_, wide_dtype
 
@@ -29,20 +30,20 @@ class SphereOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, and put its weights on the sphere if it has a `p`, own or inherited.
 
-        A group that names no `p` and holds only vectors and scalars is Euclidean.
+        A group that holds only vectors and scalars is Euclidean, as these are never on a sphere.
 
         Raises:
             ConfigError: an option is out of range.
         """
         before = len(self.param_groups)
-        named = "p" in param_group, "lr" in param_group
+        named = "lr" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[before]
         try:
-            if not named[0] and all(p.ndim < 2 for p in group["params"]):
+            if all(p.ndim < 2 for p in group["params"]):
                 group["p"] = None
             euclidean_lr = group.pop("euclidean_lr", None)
-            if group["p"] is None and not named[1] and euclidean_lr is not None:
+            if group["p"] is None and not named and euclidean_lr is not None:
                 group["lr"] = euclidean_lr
             self._check(group)
         except ConfigError:
@@ -139,6 +140,28 @@ class SphereOptimizer(Optimizer):
     @abstractmethod
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
         """Move the weights of `rows` and their state."""
+
+    @torch.no_grad()
+    def connections_changed(self, param: Tensor, mask: Tensor, fresh: Tensor) -> None:
+        """Follow a change of which weights of `param` are live, and put its rows back on the sphere over these.
+
+        Shapes: `mask`, which are live, and `fresh`, which of them have just come to life, are boolean and of the
+        parameter's shape. Dead weights become exactly 0, with what is remembered of them. Fresh ones begin where `param`
+        says, without momentum. Rows without any live weight stay 0.
+
+        Raises:
+            ConfigError: the optimizer does not hold `param` on a sphere, or a shape or type is another.
+        """
+        group = next((g for g in self.param_groups if any(p is param for p in g["params"])), None)
+        if group is None or not on_sphere(group, param):
+            raise ConfigError("connections can change only in a weight that the optimizer holds on a sphere")
+        state = self.state[param]
+        self._begin(group, param, state)
+        change_connections(param, state, group["p"], mask, fresh)
+
+    def holds(self, param: Tensor) -> bool:
+        """Return whether the optimizer holds `param` on a sphere."""
+        return any(on_sphere(group, param) and any(p is param for p in group["params"]) for group in self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as `state_dict` gave it; masks stay boolean, and state wider than its parameter stays wide."""

@@ -2,13 +2,11 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent, signed_power
 from pared.optim.base import SphereOptimizer
-from pared.optim.connections import Regrow, change_connections
 from pared.optim.kernels import Number, Options, Rows, advance, normalise_, step_direct, step_dual, wide_dtype
 
 Form = Literal["momentum", "direct"]
@@ -25,7 +23,7 @@ class LpSGD(SphereOptimizer):
 
     Shapes: state `v` (form "momentum"), `momentum_buffer` and `mask` have the parameter's shape. `v`, with ‖v‖_q = 1 and
     w = v^[q - 1], is in float32 where the parameter is float16 or bfloat16, and momentum on the sphere too. `mask`,
-    boolean, is there once `connections_changed` was called: what it masks is exactly 0 and in no norm. `torch.compile`
+    boolean, is there once `connections_changed` was called: what it leaves out is exactly 0 and in no norm. `torch.compile`
     runs the step as it is.
 
     Args:
@@ -89,40 +87,3 @@ class LpSGD(SphereOptimizer):
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
         step = step_direct if group["form"] == "direct" else step_dual
         advance(step, rows, options, dual_exponent(group["p"]), group["lr"])
-
-    @torch.no_grad()
-    def connections_changed(
-        self,
-        param: Tensor,
-        grown: Tensor | None = None,
-        dropped: Tensor | None = None,
-        regrow: Regrow = "zero",
-        *,
-        threshold: float = 0.1,
-        direction: Tensor | None = None,
-    ) -> None:
-        """Follow a change of which weights of `param` are live, and put its rows back on the sphere over these.
-
-        Dropped weights become exactly 0, with what is remembered of them; what is in both `grown` and `dropped` is
-        live. Grown weights begin without momentum, and at
-
-        - "zero", as in the paper; then small p need dozens of steps before such a weight counts,
-        - "keep", where `v` (in the direct form the weight) was when it was dropped; the authors' code lets it decay in the
-          meantime, by accident,
-        - "threshold", `threshold` times the mean size of its row's live weights, against the sign of `direction`.
-
-        Shapes: `grown`, `dropped` (boolean) and `direction` that of `param`; `direction` is its gradient if left out.
-
-        Raises:
-            ConfigError: the optimizer does not hold `param` on a sphere, an option is out of range, or "threshold" has
-                no direction.
-        """
-        group = next((g for g in self.param_groups if any(p is param for p in g["params"])), None)
-        if group is None or group["p"] is None or param.ndim < 2:
-            raise ConfigError("connections can change only in a weight that the optimizer holds on a sphere")
-        state = self.state[param]
-        self._begin(group, param, state)
-        direction = param.grad if direction is None else direction
-        if group["maximize"] and direction is not None:
-            direction = -direction
-        change_connections(param, state, group["p"], grown, dropped, regrow, threshold, direction)

@@ -146,7 +146,7 @@ def test_state_goes_round_and_the_next_step_is_equal(make: Make, dtype: torch.dt
 
     steps(model, optimizer, grads[:3])
     if isinstance(optimizer, LpSGD):
-        optimizer.connections_changed(model.weight, dropped=torch.eye(4, 6).bool())
+        optimizer.connections_changed(model.weight, ~torch.eye(4, 6).bool(), torch.zeros(4, 6, dtype=torch.bool))
         steps(model, optimizer, grads[3:4])
     other = copy.deepcopy(model)
     again = make(other.parameters(), lr=0.9, p=2.0)

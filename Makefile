@@ -37,10 +37,10 @@ types: $(BIN)/.dev
 	$(BIN)/basedpyright
 
 tests: $(BIN)/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(BIN)/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not gpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not gpu'
 
 bench: $(BIN)/.dev
 	$(BIN)/python benchmarks/shrinking_run.py

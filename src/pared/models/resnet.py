@@ -38,23 +38,24 @@ def resnet(
     *,
     channels: int = 3,
     width: int = 64,
+    stem: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
     """Return a residual network of basic blocks; the default is ResNet-18 for 32x32 images.
 
     Shapes: (n, `channels`, h, w) -> (n, `outputs`). Stage k has `blocks[k]` blocks of `width` · 2^k channels, each stage
-    but the first halving the image.
+    but the first halving the image; the first convolution has `stem` channels, `width` when None.
 
     Raises:
         ConfigError: a width or number of blocks below 1.
 
     Source: He et al. (arXiv 1512.03385), the 3x3 stem without pooling of their section 4.2 on CIFAR-10.
     """
-    if not blocks or min(*blocks, outputs, channels, width) < 1:
+    before = width if stem is None else stem
+    if not blocks or min(*blocks, outputs, channels, width, before) < 1:
         raise ConfigError(f"blocks and widths must be at least 1, got blocks={tuple(blocks)}, width={width}")
-    stem = conv(channels, width, padding=1, bias=False, generator=generator)
-    layers: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU()]
-    before = width
+    first = conv(channels, before, padding=1, bias=False, generator=generator)
+    layers: list[nn.Module] = [first, nn.BatchNorm2d(before), nn.ReLU()]
     for stage, count in enumerate(blocks):
         after = width * 2**stage
         for block in range(count):
@@ -62,3 +63,25 @@ def resnet(
             layers.append(BasicBlock(before, after, stride, generator=generator))
             before = after
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(before, outputs, generator))
+
+
+#: Blocks of each stage by the depth of the network.
+_WIDE = {12: (1, 2, 2), 18: (2, 3, 3), 22: (3, 4, 3)}
+
+
+def wide_resnet(
+    depth: int, k: int = 1, outputs: int = 10, *, channels: int = 3, generator: torch.Generator | None = None
+) -> nn.Sequential:
+    """Return a WRN-`depth`-`k`: a stem of 16 channels, and three stages of 16k, 32k and 64k.
+
+    Shapes: (n, `channels`, h, w) -> (n, `outputs`).
+
+    Raises:
+        ConfigError: a depth other than 12, 18 and 22.
+
+    Source: L_p sphere (arXiv 2103.16013), section "Network architecture": blocks with the activation behind the sum,
+    other than in Zagoruyko and Komodakis (arXiv 1605.07146).
+    """
+    if depth not in _WIDE:
+        raise ConfigError(f"depth must be one of {', '.join(map(str, _WIDE))}; got {depth}")
+    return resnet(_WIDE[depth], outputs, channels=channels, width=16 * k, stem=16, generator=generator)

@@ -2,6 +2,7 @@
 
 from pared.optim.groups import lp_groups
 from pared.optim.lp_sgd import LpSGD
+from pared.optim.schedules import piecewise_linear, triangular
 from pared.optim.sphere_sgd import SphereSGD
 
-__all__ = ["LpSGD", "SphereSGD", "lp_groups"]
+__all__ = ["LpSGD", "SphereSGD", "lp_groups", "piecewise_linear", "triangular"]

@@ -1,6 +1,7 @@
 """One contract over the table of all methods."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,17 +186,19 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("method", "optimizer"), PAIRS)
-def test_every_method_resumes_bit_equally(method: Any, optimizer: Any, tmp_path: Path) -> None:
+def test_every_method_resumes_and_pickles_bit_equally(method: Any, optimizer: Any, tmp_path: Path) -> None:
     session = bound(method, optimizer)
     run(session, 60)
     save_state(tmp_path / "s.safetensors", session.state_dict())
     other = bound(method, optimizer, seed=9)
     other.load_state_dict(load_state(tmp_path / "s.safetensors"))
+    twin = pickle.loads(pickle.dumps(session))
     assert other.events == session.events
-    for one in (session, other):
+    for one in (session, other, twin):
         run(one, 60, start=60)
-    same_model(session.model, other.model)
-    assert torch.equal(session.inputs, other.inputs)
+    for one in (other, twin):
+        same_model(session.model, one.model)
+        assert torch.equal(session.inputs, one.inputs)
 
 
 def test_binding_changes_no_output_and_no_gradient() -> None:

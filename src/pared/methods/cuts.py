@@ -25,6 +25,10 @@ def check_cuts(params: int, at: Sequence[float]) -> None:
         raise ConfigError(f"at must be rising fractions of the run in (0, 1], such as (0.25, 0.5); got {tuple(at)}")
 
 
+def _nothing(session: UnitSession) -> None:
+    del session
+
+
 @dataclass(frozen=True)
 class Cuts:
     """At the fractions `at` of the run the network is cut toward `params` parameters, by equal factors.
@@ -35,7 +39,7 @@ class Cuts:
     params: int
     at: tuple[float, ...]
     worth: Worth
-    after: Callable[[UnitSession], None] = lambda session: None
+    after: Callable[[UnitSession], None] = _nothing
 
     def look(self, session: UnitSession) -> None:
         """Nothing depends on gradients."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError
+from pared.errors import ConfigError, RunError
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,18 @@ class Session(ABC):
         Raises:
             RunError: the state comes from another network or another format.
         """
+
+
+def check_format(state: Mapping[str, Any], expected: int) -> None:
+    """Make sure that a saved session can be read.
+
+    Raises:
+        RunError: it has another format.
+    """
+    if state.get("format") != expected:
+        raise RunError(
+            f"expected session format {expected}, got {state.get('format')!r}; use the pared version that wrote it"
+        )
 
 
 def sessions_of(optimizer: Optimizer) -> list[Session]:

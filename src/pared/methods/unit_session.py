@@ -15,7 +15,7 @@ from pared.errors import ConfigError, RunError
 from pared.methods.costs import Costs
 from pared.methods.parts import Parts
 from pared.methods.selectors import Units
-from pared.methods.session import Event, Session
+from pared.methods.session import Event, Session, check_format
 from pared.methods.strengths import Progress, Strength
 from pared.nn import Select, Switch, crop_kernels
 
@@ -193,10 +193,7 @@ class UnitSession(Session):
         Raises:
             RunError: the state comes from another network or another format.
         """
-        if state.get("format") != FORMAT:
-            raise RunError(
-                f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
-            )
+        check_format(state, FORMAT)
         model = self.net
         created = [name for name in state["created"] if name not in model.state_dict()]
         keep = self._still_kept(state["kept"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared.errors import RunError
-from pared.methods.session import Session
+from pared.methods.session import Session, check_format
 from pared.optim.base import SphereOptimizer
 from pared.topology import Masked
 
@@ -187,10 +187,7 @@ class WeightSession(Session):
         Raises:
             RunError: the state comes from another network or another format.
         """
-        if state.get("format") != FORMAT:
-            raise RunError(
-                f"expected session format {FORMAT}, got {state.get('format')!r}; use the pared version that wrote it"
-            )
+        check_format(state, FORMAT)
         shapes = {name: tuple(connections.mask.shape) for name, connections in self.connections.items()}
         saved = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
         for name in sorted(shapes.keys() | saved.keys()):

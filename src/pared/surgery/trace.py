@@ -31,6 +31,15 @@ class Value:
         return tuple(dim.size for dim in self.dims)
 
 
+@dataclass(frozen=True)
+class _Operator:
+    """What an operator is called, as it can be written to a file."""
+
+    library: str
+    name: str
+    overload: str
+
+
 @dataclass(eq=False)
 class Step:
     """One operator of the program: its name ("conv2d"), its arguments by the names of its schema, its module."""
@@ -43,6 +52,20 @@ class Step:
     inplace: bool = False
     out: Any = None  # a Value or a list of them, once the rules have run
     _values: list[Value] | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if isinstance(self.target, torch._ops.OpOverload):  # which is known by its name alone
+            library, _, name = self.target._schema.name.partition("::")
+            state["target"] = _Operator(library, name, self.target._overloadname)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        target = state["target"]
+        if isinstance(target, _Operator):
+            packet = getattr(getattr(torch.ops, target.library), target.name)
+            state = {**state, "target": getattr(packet, target.overload)}
+        vars(self).update(state)
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]

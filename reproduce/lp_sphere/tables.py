@@ -7,8 +7,9 @@
 The networks are the paper's (its parameter counts). What it leaves open is set once for all sets and methods: a random
 split of its sizes by seed (Adult has its own), numbers standardised by training rows, batches of 256 rows (128 below
 10,000, 32 below 2,000), rate 0.05 with Nesterov momentum 0.9, raised along a quarter of the run and lowered to 0; on the
-sphere 2/256 along the same line. Connections change every 40 steps, or 200 times a run, between a fifth and four fifths of
-it. Accuracy is that of the last epoch; nothing is chosen on test rows. A neuron's weights are drawn by the number of its
+sphere 2/256 along the same line. Connections change between a fifth and four fifths of the run, every 40 steps; in short
+runs so often that it would be 60 times in a whole run, for LpSS 200 times, which would not get near its sparsity otherwise.
+Accuracy is that of the last epoch; nothing is chosen on test rows. A neuron's weights are drawn by the number of its
 inputs that live (--draw torch: torch's own draw): with the usual draw signals die in sparse networks without norms, which is
 what the paper's rows at the majority's share look like. Each run lands as one JSON file under --out and is not run again.
 """
@@ -63,12 +64,17 @@ EXPONENT = {0.5: 1.4, 0.8: 1.3, 0.9: 1.2}
 RATE, SPHERE_RATE = 0.05, 2 / 256
 LINE = [(0.0, 0.05), (0.25, 1.0), (1.0, 0.0)]
 METHODS: dict[str, Callable[[float, int], WeightMethod]] = {
-    "SET": lambda s, every: SET(s, every=every, begin=0.2, end=0.8, fraction=Cosine(0.2)),
-    "Static": lambda s, every: Static(s),
-    "RigL": lambda s, every: RigL(s, every=every, begin=0.2, end=0.8, fraction=Cosine(0.2)),
-    "SNIP": lambda s, every: SNIPDynamic(s, every=every),
-    "LpSS": lambda s, every: LpSS(s, every=every, threshold=Cosine(0.2)),
+    "SET": lambda s, total: SET(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
+    "Static": lambda s, total: Static(s),
+    "RigL": lambda s, total: RigL(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
+    "SNIP": lambda s, total: SNIPDynamic(s, every=often(total, 60)),
+    "LpSS": lambda s, total: LpSS(s, every=often(total, 200), threshold=Cosine(0.2)),
 }
+
+
+def often(total: int, times: int) -> int:
+    """Return the steps between two changes: the paper's 40, or fewer where that would be fewer than `times` in a run."""
+    return min(40, max(1, total // times))
 
 
 def one_hot(frame: pd.DataFrame, levels: int | None = None) -> np.ndarray:
@@ -176,8 +182,7 @@ def run(name: str, method: str, sparsity: float, seed: int, data: Path, options:
         optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, nesterov=True)
     session = None
     if method != "dense":
-        every = min(40, max(1, total // 200))  # the paper's 40, or so often that LpSS gets near its sparsity at all
-        session = METHODS[method](sparsity, every).bind(model, optimizer, total_steps=total, generator=generator)
+        session = METHODS[method](sparsity, total).bind(model, optimizer, total_steps=total, generator=generator)
     if method != "LpSS" and drawn:
         draw_(model, session, generator)
     schedule = piecewise_linear(optimizer, [(time * total, factor) for time, factor in LINE])

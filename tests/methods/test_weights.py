@@ -141,7 +141,7 @@ def test_what_changes_is_told_and_new_connections_have_no_history(method: Weight
         died = masks[event.layer] & ~connections.mask
         both = event.grown - int(grown.sum())  # died and grown anew within one change
         assert both == event.dropped - int(died.sum())
-        assert both == 0 or isinstance(method, SNFS | LpSS)
+        assert both == 0 or isinstance(method, SNFS | LpSS | DeepR)
         state = session.optimizer.state.get(connections.weight, {})
         assert not any(state[key][grown].any() for key in ("exp_avg", "exp_avg_sq") if key in state)
         if isinstance(method, SET | RigL | SNIPDynamic | SNFS) or getattr(method, "regrow", "") == "zero":
@@ -275,6 +275,12 @@ class TestBinding:
             "but last": ["0.weight", "2.weight"],
             "hidden": ["2.weight"],
         }
+        net = network()
+        nn.utils.parametrizations.weight_norm(net[4])
+        assert list(Static(where="but last").bind(net, OPTIMIZERS["SGD"](net)).connections) == ["0.weight", "2.weight"]
+        tied = nn.Sequential(*[nn.Linear(6, 6) for _ in range(3)])
+        tied[2].weight = tied[0].weight
+        assert list(Static(where="but last").bind(tied, OPTIMIZERS["SGD"](tied)).connections) == ["1.weight"]
         assert list(bound(Static(where=lambda name, weight: name != "2.weight")).connections) == [
             "0.weight",
             "4.weight",
@@ -350,6 +356,8 @@ class TestBinding:
             bound(SET(), conv=True).load_state_dict(state)
         with pytest.raises(RunError, match="format"):
             bound(SET()).load_state_dict({**state, "format": 99})
+        with pytest.raises(RunError, match="of SET, this one of DeepR"):
+            bound(DeepR()).load_state_dict(state)
 
 
 class TestRules:
@@ -452,14 +460,146 @@ def test_two_processes_choose_alike(tmp_path: Path) -> None:
     assert all(told["changes"] > 0 for name, told in first.items() if name != "static")
 
 
-def test_gradients_of_the_dead_are_seen_through_a_scaler() -> None:
-    session = bound(RigL(0.8, every=5))
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_scaler_is_looked_through_and_steps_that_overflow_are_none(fused: bool) -> None:
+    def net() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = network()
+        return model, torch.optim.Adam(model.parameters(), lr=0.02, fused=fused)
+
     x, y = task()
-    for _ in range(20):
-        scaler.scale(F.cross_entropy(session.model(x), y)).backward()
-        session.step(scaler)
-        scaler.update()
+    told: list[Any] = []
+    for scaled in (False, True):
+        model, optimizer = net()
+        session = SDR(0.8, strength=0.1, every=5).bind(model, optimizer, total_steps=TOTAL)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        for step in range(20):
+            loss = F.cross_entropy(session.model(x), y)
+            if scaled and step == 7:  # overflows, and has to be as if it had never been
+                scaler.scale(loss * float("inf")).backward()
+                session.step(scaler)
+                scaler.update(2.0**10)
+                optimizer.zero_grad()
+                assert session.steps == 7
+                loss = F.cross_entropy(session.model(x), y)
+            scaler.scale(loss).backward()
+            session.step(scaler if scaled else None)
+            scaler.update()
+            optimizer.zero_grad()
+        assert session.steps == 20
+        told.append((session.events, [p.detach().clone() for p in model.parameters()]))
+    assert told[0][0] == told[1][0] != []
+    torch.testing.assert_close(told[0][1], told[1][1], rtol=1e-4, atol=1e-5)
+
+
+@METHODS
+def test_what_is_frozen_or_not_the_optimizers_is_left_alone(method: WeightMethod) -> None:
+    net = network()
+    net[2].weight.requires_grad_(False)
+    rest = [p for name, p in net.named_parameters() if name != "4.weight"]
+    session = replace(method, where="all").bind(net, torch.optim.SGD(rest, lr=0.1), total_steps=TOTAL)
+    before = copy.deepcopy(net)
+    assert list(session.connections) == ["0.weight"]
+    run(session, TOTAL)
+    for place in (2, 4):
+        assert torch.equal(net.get_submodule(str(place)).weight, before.get_submodule(str(place)).weight)  # type: ignore[arg-type]
+
+
+def test_copies_follow_where_snip_chooses_and_after_loading() -> None:
+    session = bound(SNIP(0.8))
+    average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    session.follow(average)
+    average.update_parameters(session.model)
+    run(session, 1)
+    other = bound(SNIP(0.8))
+    copied = AveragedModel(other.model)
+    other.follow(copied)
+    other.load_state_dict(session.state_dict())
+    for name, connections in session.connections.items():
+        for one in (average, copied):
+            assert not one.module.get_parameter(name)[~connections.mask].any()
+
+
+def test_deep_r_keeps_its_number_when_more_die_than_are_dead() -> None:
+    session = bound(DeepR(0.1, noise=3.0), OPTIMIZERS["SGD"])
+    before = [connections.count for connections in session.connections.values()]
+    run(session, 20)
+    assert before == [connections.count for connections in session.connections.values()]
+
+
+@pytest.mark.parametrize("regrow", ["zero", "keep", "threshold"])
+def test_lpss_grows_in_any_memory_format_and_type(regrow: Any) -> None:
+    method = LpSS(0.7, every=1, begin=0.0, end=1.0, threshold=Constant(0.5), regrow=regrow)
+    net = branched().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    session = method.bind(net, torch.optim.SGD(net.parameters(), lr=0.1), total_steps=TOTAL)
+    run(session, 5)
+    net.double()
+    x, y = images()
+    F.cross_entropy(net(x.double()), y).backward()
+    session.step()
+    assert session.events[-1].step == 6
+
+
+def test_optimizers_with_a_past_forget_the_dead_and_fresh_sums_are_adagrads() -> None:
+    net = network()
+    x, y = task()
+    optimizer = torch.optim.Adagrad(net.parameters(), lr=0.05, initial_accumulator_value=0.1)
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+    session = SET(0.8, every=1, end=1.0).bind(net, optimizer, total_steps=TOTAL)
+    for connections in session.connections.values():
+        assert optimizer.state[connections.weight]["sum"][~connections.mask].eq(0.1).all()
+    masks = {name: connections.mask.clone() for name, connections in session.connections.items()}
+    session.step()
+    for name, connections in session.connections.items():
+        assert optimizer.state[connections.weight]["sum"][connections.mask & ~masks[name]].eq(0.1).all()
+
+
+def test_methods_that_move_weights_are_refused_on_spheres() -> None:
+    for method in (DeepR(), SDR()):
+        with pytest.raises(ConfigError, match="off the sphere"):
+            bound(method, SOLVERS["LpSGD"])
+
+
+def test_snfs_averages_gradients_and_drops_the_share_asked_for() -> None:
+    session = bound(SNFS(0.5, every=1, fraction=Constant(0.25), momentum=0.5))
+    x, y = task()
+    expected = torch.zeros(14, 16)
+    for _ in range(3):
+        F.cross_entropy(session.model(x), y).backward()
+        weight = session.connections["2.weight"].weight
+        assert weight.grad is not None
+        expected = 0.5 * expected + weight.grad
+        before = session.connections["2.weight"].count
+        session.step()
         session.optimizer.zero_grad()
-    assert session.steps == 20
-    assert session.events
+        event = next(e for e in reversed(session.events) if e.layer == "2.weight")
+        assert event.dropped == -(-before // 4)
+    torch.testing.assert_close(session.memory["2.weight"], expected)
+
+
+def test_the_last_cut_is_made_at_the_end_whatever_every_is() -> None:
+    session = bound(GradualMagnitude(0.8, every=20, end=0.5))
+    run(session, 29)
+    assert session.sparsity < 0.79
+    run(session, 1)
+    assert session.sparsity == pytest.approx(0.8, abs=0.01)
+
+
+def test_lpss_spares_the_young_and_starts_them_where_asked() -> None:
+    method = LpSS(0.7, every=1, begin=0.0, end=1.0, threshold=Constant(0.5), regrow="threshold", grace=True)
+    session = bound(method, lambda m: torch.optim.SGD(m.parameters(), lr=1e-9))
+    connections = session.connections["2.weight"]
+    x, y = task()
+    for step in range(3):
+        F.cross_entropy(session.model(x), y).backward()
+        gradient = connections.weight.grad
+        assert gradient is not None
+        gradient = gradient.clone()
+        before, young = connections.mask.clone(), session.memory.get("2.weight.young", torch.zeros(14, 16)).bool()
+        session.step()
+        session.optimizer.zero_grad()
+        assert connections.mask[young].all(), step
+        grown = connections.mask & ~before
+        assert grown.any()
+        felt = grown & (gradient != 0)
+        assert (connections.weight[felt] * gradient[felt] < 0).all()

@@ -117,3 +117,9 @@ def test_cross_correlations_are_those_of_numpy_and_zero_for_constant_neurons() -
     assert got[0, 0].item() == pytest.approx(1.0)
     tiny = cross_correlation(weight.float() * 1e-30)
     torch.testing.assert_close(tiny, got.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [1e9, 1e11, 1e13, 1e17])
+def test_expectations_for_huge_neurons_are_near_the_limit(d: float) -> None:
+    for p in (1.1, 2.0, 6.0):
+        assert expected_hoyer(d, p) == pytest.approx(expected_hoyer(math.inf, p), abs=1e-4)

@@ -401,3 +401,22 @@ def test_state_is_cut_as_the_weight_is_and_put_back_on_its_sphere() -> None:
     assert torch.equal(state["mask"], torch.tensor([[True] * 3, [True, False, True], [True] * 3]))
     torch.testing.assert_close(norms(state["v"], dual_exponent(1.3)), torch.ones(3, dtype=torch.float64))
     torch.testing.assert_close(state["v"][:, 0] * old["v"][:, 2], state["v"][:, 1] * old["v"][:, 4])
+
+
+@pytest.mark.parametrize("form", ["momentum", "direct"])
+@pytest.mark.parametrize(("p", "lr"), [(1.05, 0.0078), (1.07, 1e-3), (1.1, 1e-5), (1.2, 4e-7)])
+def test_a_row_of_zeros_lands_on_its_sphere(p: float, lr: float, form: Any) -> None:
+    w = nn.Parameter(torch.zeros(2, 20))
+    optimizer = LpSGD([w], lr=lr, p=p, form=form)
+    for step in range(3):
+        w.grad = draw(step, 2, 20).float()
+        w.grad[1] = 0.0 if step < 1 else w.grad[1]
+        optimizer.step()
+        torch.testing.assert_close(norms(w, p), torch.tensor([1.0, float(step > 0)]), rtol=0, atol=1e-5)
+
+
+def test_a_tied_output_layer_is_not_hidden() -> None:
+    net = nn.Sequential(*[nn.Linear(6, 6) for _ in range(3)])
+    net[2].weight = net[0].weight
+    groups = lp_groups(net, 1.5)
+    assert [name for name, _ in groups[0]["params"]] == ["1.weight"]

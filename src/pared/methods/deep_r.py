@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ SEED = 1e-12
 class DeepR(WeightMethod):
     """Weights are sign · theta with fixed random signs; behind each step theta is pressed and shaken.
 
-    A connection whose theta is not above 0 is dead. Hard: as many dead ones, drawn at random, come to life in the same
-    step. Soft: a dead one keeps its theta, down to `lowest`, walks on by the noise, and lives when it is above 0.
+    A connection whose theta is not above 0 is dead. Hard: as many dead ones, drawn at random, those of this step among
+    them, come to life in the same step. Soft: a dead one keeps its theta, down to `lowest`, walks on by the noise, and
+    lives when it is above 0.
 
     Args:
         strength: the L1 penalty on theta, >= 0.
@@ -34,6 +36,7 @@ class DeepR(WeightMethod):
     noise: float = 1e-5
     soft: bool = False
     lowest: float = -1e-4
+    presses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,8 +81,8 @@ class DeepR(WeightMethod):
             theta = connections.weight * sign
             dead = (connections.mask & (theta <= 0)).flatten().nonzero().flatten()
             if not self.soft:
-                grow = connections.best(len(dead), session.random(name))
-                session.rewire(name, dead, grow, SEED * sign.flatten()[grow])
+                grow = connections.best(len(dead), session.random(name), also=dead)
+                session.rewire(name, dead, grow, SEED * sign.flatten()[grow], returning=False)
                 continue
             rest = session.memory[f"{name}.theta"]
             rest.add_(rates.get(id(connections.weight), 0.0) * self.noise * self._normal(session, name))

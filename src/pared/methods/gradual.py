@@ -16,7 +16,9 @@ Scope = Literal["network", "layer"]
 
 @dataclass(frozen=True)
 class GradualMagnitude(WeightMethod):
-    """Sparsity rises from 0 to `sparsity` along a cubic, the smallest weights dying for good.
+    """Sparsity rises from 0 to `sparsity` along a cubic, the smallest weights dying for good; a layer keeps one at least.
+
+    Where a `GradScaler` may leave steps out let `end` be below 1: the last cut is made at that step.
 
     Args:
         every: steps between two cuts, >= 1.

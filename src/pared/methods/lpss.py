@@ -20,8 +20,9 @@ class LpSS(WeightMethod):
     """Every `every` steps the weights below `threshold` · their neuron's mean magnitude die; growth steers to `sparsity`.
 
     Of n that die, growth · n come to life where the gradient is largest; growth is (1 - tau) · s / sparsity while the
-    network's sparsity s is below the one expected, else (1 + tau) · s / sparsity. Meant for `pared.optim.LpSGD`, whose
-    exponent makes weights sparse; works with any optimizer.
+    network's sparsity s is below the one expected, else (1 + tau) · s / sparsity. So `sparsity` is where it steers to, not what
+    it cuts to: how near it gets depends on how many weights fall below the threshold at how many changes. Meant for
+    `pared.optim.LpSGD`, whose exponent makes weights small; with other optimizers far fewer die.
 
     Args:
         sparsity: the sparsity expected in the end, in [0, 1).
@@ -38,7 +39,8 @@ class LpSS(WeightMethod):
         grace: whether a connection that grew cannot die at the next change.
 
     Source: the L_p sphere's paper, equations 3 and 4. Deviations: growth is judged by the gradient of the batch before
-    the step; a neuron keeps at least one connection; a neuron without any is left alone.
+    the step; a neuron keeps at least one connection; a neuron without any is left alone; s counts the weights that can die
+    only; what neurons gain is rounded so that the sum is right.
     """
 
     initial: float = 0.2
@@ -85,8 +87,9 @@ class LpSS(WeightMethod):
             mean = mean_of_rows(connections)
             drop = self._below(session, name, share * mean)
             if self.regrow == "keep":
-                last = session.memory.setdefault(f"{name}.last", torch.zeros_like(connections.weight))
-                last.view(-1)[drop] = connections.weight.flatten()[drop]
+                last = session.memory.get(f"{name}.last", torch.zeros(connections.mask.numel(), device=drop.device))
+                last[drop] = connections.weight.flatten()[drop].to(last.dtype)
+                session.memory[f"{name}.last"] = last
             each = torch.bincount(drop // connections.columns, minlength=connections.rows)
             k = rounded(growth * each) if self.scope == "neuron" else round(growth * len(drop))
             grow = connections.best(k, connections.gradient().abs(), also=drop)
@@ -109,7 +112,7 @@ class LpSS(WeightMethod):
     def _values(self, session: WeightSession, name: str, grow: Tensor, bar: Tensor) -> Tensor | float:
         connections = session.connections[name]
         if self.regrow == "keep":
-            return session.memory[f"{name}.last"].flatten()[grow]
+            return session.memory[f"{name}.last"][grow]
         if self.regrow == "threshold":
             return -connections.gradient().flatten()[grow].sign() * bar[grow // connections.columns]
         return 0.0

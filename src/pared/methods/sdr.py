@@ -20,12 +20,13 @@ class SDR(GradualMagnitude):
 
     Source: Tartaglione et al. (2018), Learning sparse neural networks via sensitivity-driven regularization, with the
     sensitivity to the loss of their LOBSTER (2022). Deviation: the threshold is not found by a tolerance on validation
-    rows, but set by the sparsity that is asked for.
+    rows, but set by the sparsity that is asked for; decay runs from the first step to the last; biases have none.
     """
 
     strength: float = 1e-4
     scope: Scope = "network"
     looks: ClassVar[bool] = True
+    presses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

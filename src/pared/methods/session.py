@@ -38,6 +38,8 @@ class Session(ABC):
         self.model, self.optimizer, self.total_steps = model, optimizer, total_steps
         self.averaged: list[nn.Module] = []
         self.steps = 0
+        self._attached = True
+        self._left_out = False  # whether the step under way is one that overflowed
         self._follow_steps()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,7 +47,8 @@ class Session(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._follow_steps()  # a copied optimizer has lost the hooks
+        if self._attached:
+            self._follow_steps()  # a copied optimizer has lost the hooks
 
     def _follow_steps(self) -> None:
         optimizer = self.optimizer
@@ -53,6 +56,9 @@ class Session(ABC):
         self._handles = before, optimizer.register_step_post_hook(after)
 
     def _on_step(self, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._left_out = not self._unscaled()
+        if self._left_out:
+            return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the first is the optimizer
         if closure is None:
             self.before_step()
@@ -67,8 +73,24 @@ class Session(ABC):
         return (args[0], closed), {key: value for key, value in kwargs.items() if key != "closure"}
 
     def _on_stepped(self, *_: object) -> None:
-        self.steps += 1
-        self.after_step()
+        if not self._left_out:
+            self.steps += 1
+            self.after_step()
+
+    def _unscaled(self) -> bool:
+        """Whether gradients have not overflowed; `GradScaler` leaves scale and overflow to a fused optimizer's own step.
+
+        The scale is taken out of the gradients here, so that methods see them as they are.
+        """
+        scale, overflow = (getattr(self.optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        if isinstance(overflow, Tensor) and bool(overflow):
+            return False
+        if isinstance(scale, Tensor):
+            for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale.to(parameter.grad.device))
+            vars(self.optimizer)["grad_scale"] = None
+        return True
 
     @property
     def net(self) -> nn.Module:
@@ -128,8 +150,9 @@ class Session(ABC):
 
     def detach(self) -> None:
         """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
-        for handle in self._handles:
+        for handle in self._handles if self._attached else ():
             handle.remove()
+        self._attached = False
 
     @abstractmethod
     def realize(self) -> nn.Module:

@@ -14,7 +14,8 @@ class SET(Rewiring):
     """The smallest weights die and as many connections grow at random; the arguments are those of `Rewiring`.
 
     Source: Mocanu et al. (2018), Scalable training of artificial neural networks with adaptive sparse connectivity.
-    Deviation: the smallest by magnitude, not of either sign by itself; new weights start at 0, as in RigL's comparison.
+    Deviations: the smallest by magnitude, not of either sign by itself, and new weights at 0, as in RigL's comparison; by
+    default within a window of the run, the output layer too, and uniformly sparse.
     """
 
     fraction: Schedule = field(default_factory=lambda: Constant(0.3))

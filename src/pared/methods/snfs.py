@@ -26,8 +26,9 @@ class SNFS(WeightMethod):
         fraction: the share of a layer's connections that dies.
         momentum: how gradients of all weights, dead ones too, are averaged, in [0, 1).
 
-    Source: Dettmers and Zettlemoyer (2019), Sparse networks from scratch, algorithm 1. Deviation: what a full layer
-    cannot take goes to the others at once, so that the total is exact.
+    Source: Dettmers and Zettlemoyer (2019), Sparse networks from scratch, algorithm 1. Deviations: the number at the start
+    is exact; what a full layer cannot take goes to the others at once, so that the total stays exact, and layers may become
+    full; layers that are nearly dense and still grow lose as many as others.
     """
 
     every: int = 100

@@ -49,7 +49,7 @@ class SNIP(WeightMethod):
         if self.scope == "network":
             together = torch.cat([values.flatten() for values in saliency.values()])
             kept = torch.zeros_like(together, dtype=torch.bool)
-            kept[together.topk(round((1.0 - self.sparsity) * len(together))).indices] = True
+            kept[together.topk(max(1, round((1.0 - self.sparsity) * len(together)))).indices] = True
             dead = dict(zip(saliency, (~kept).split([values.numel() for values in saliency.values()]), strict=True))
             drops = {name: places.nonzero().flatten() for name, places in dead.items()}
         else:
@@ -70,6 +70,7 @@ class SNIPDynamic(Rewiring):
     The arguments are those of `Rewiring`.
 
     Source: what the L_p sphere's paper (its table 1, "drop min, grow max" of the gradient) compares with as SNIP.
+    Deviation: both are judged by the gradient of the batch before the step.
     """
 
     every: int = 40

@@ -57,6 +57,7 @@ class WeightSession(Session):
         self.on_event: Callable[[Rewired], None] = _ignore
         for name, one in self.connections.items():
             one.hold()
+            self._forget(name, (~one.mask).flatten().nonzero().flatten())
             self._tell(name, one.live()[:0])
 
     @property
@@ -114,7 +115,6 @@ class WeightSession(Session):
         self.method.press(self)
         if self.method.due(self, self.steps):
             self.method.update(self)
-            self._mask_copies()
         for connections in self.connections.values():
             connections.forget_gradient()
 
@@ -134,6 +134,7 @@ class WeightSession(Session):
         connections.grow(grow, values)
         self._forget(name, torch.cat([drop, grow]))
         self._tell(name, grow)
+        self._mask_copies(name)
         if len(drop) or len(grow):
             self.events.append(Rewired(self.steps, name, len(drop), len(grow), connections.count))
             self.on_event(self.events[-1])
@@ -143,10 +144,12 @@ class WeightSession(Session):
         """Let the optimizer know nothing of these entries, as of fresh ones."""
         weight = self.connections[name].weight
         places = torch.unravel_index(index, weight.shape)
-        rate = self.learning_rates().get(id(weight), 0.0)
+        group = next(g for g in self.optimizer.param_groups if any(p is weight for p in g["params"]))
+        # Rprop's rates start at the group's, Adagrad's sums where it says, all else at 0.
+        fresh = {"step_size": float(group["lr"]), "sum": group.get("initial_accumulator_value", 0.0)}
         for key, state in self.optimizer.state.get(weight, {}).items():
             if isinstance(state, Tensor) and state.shape == weight.shape:
-                state[places] = rate if key == "step_size" else 0.0  # Rprop's, which starts at the learning rate
+                state[places] = fresh.get(key, 0.0)
 
     def _tell(self, name: str, grow: Tensor) -> None:
         """Tell an optimizer that depends on which weights live."""
@@ -157,10 +160,9 @@ class WeightSession(Session):
             self.optimizer.connections_changed(connections.weight, connections.mask, fresh)
 
     @torch.no_grad()
-    def _mask_copies(self) -> None:
+    def _mask_copies(self, name: str) -> None:
         for averaged in self.averaged:
-            for name, connections in self.connections.items():
-                averaged.get_parameter(name).masked_fill_(~connections.mask, 0.0)
+            averaged.get_parameter(name).masked_fill_(~self.connections[name].mask, 0.0)
 
     def realize(self) -> nn.Module:
         """Return a copy of the network, plain and dense, with exact zeros where no connection is."""
@@ -169,12 +171,16 @@ class WeightSession(Session):
         return small
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on bit-equally: model, optimizer, masks, memory, random state, events."""
+        """Return everything needed to go on bit-equally: model, optimizer, masks, memory, random state, events.
+
+        Tensors are the live ones, as in torch's own `state_dict`: save it, or make a deep copy, before going on.
+        """
         return {
             "format": FORMAT,
+            "method": type(self.method).__name__,
             "steps": self.steps,
-            "masks": {name: connections.mask.clone() for name, connections in self.connections.items()},
-            "memory": {name: tensor.clone() for name, tensor in self.memory.items()},
+            "masks": {name: connections.mask for name, connections in self.connections.items()},
+            "memory": dict(self.memory),
             "generator": self.generator.get_state(),
             "events": [asdict(event) for event in self.events],
             "model": self.net.state_dict(),
@@ -188,6 +194,8 @@ class WeightSession(Session):
             RunError: the state comes from another network or another format.
         """
         check_format(state, FORMAT)
+        if state["method"] != type(self.method).__name__:
+            raise RunError(f"the saved session is of {state['method']}, this one of {type(self.method).__name__}")
         shapes = {name: tuple(connections.mask.shape) for name, connections in self.connections.items()}
         saved = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
         for name in sorted(shapes.keys() | saved.keys()):
@@ -200,7 +208,9 @@ class WeightSession(Session):
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         for name, connections in self.connections.items():
             connections.mask.copy_(state["masks"][name])
-        self.memory = {name: tensor.clone() for name, tensor in state["memory"].items()}
+            self._mask_copies(name)
+        device = next(self.net.parameters()).device
+        self.memory = {name: tensor.to(device, copy=True) for name, tensor in state["memory"].items()}
         self.generator.set_state(state["generator"])
         self.steps = state["steps"]
         self.events[:] = [Rewired(**event) for event in state["events"]]
@@ -210,13 +220,16 @@ def _ignore(event: Rewired) -> None:
     pass
 
 
-def find_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the weights of every linear and convolutional layer of a bare network by name, each once, in its order."""
+def find_layers(model: nn.Module) -> list[tuple[str, nn.Parameter | None]]:
+    """Return the weights of all linear and convolutional layers of a bare network by name, in its order.
+
+    None stands for one that is computed (a parametrization). The first axis of a transposed convolution's weight, its row,
+    is its inputs.
+    """
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    found: dict[int, tuple[str, nn.Parameter]] = {}
-    for name, module in layers:
-        weight = module._parameters.get("weight")  # computed by a parametrization, it is none
-        if isinstance(weight, nn.Parameter):
-            found.setdefault(id(weight), (f"{name}.weight" if name else "weight", weight))
-    return dict(found.values())
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    weights = [module._parameters.get("weight") for _, module in found]
+    return [
+        (f"{name}.weight" if name else "weight", weight if isinstance(weight, nn.Parameter) else None)
+        for (name, _), weight in zip(found, weights, strict=True)
+    ]

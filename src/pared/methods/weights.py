@@ -14,7 +14,8 @@ from pared import surgery
 from pared.errors import ConfigError
 from pared.methods.binding import check_optimizer
 from pared.methods.method import Method
-from pared.methods.weight_session import WeightSession, find_weights
+from pared.methods.weight_session import WeightSession, find_layers
+from pared.optim.base import SphereOptimizer
 from pared.surgery import Example
 from pared.topology import Distribution, Masked, spread
 
@@ -31,16 +32,19 @@ class WeightMethod(Method):
         sparsity: the share of zeros among the weights that can die, in [0, 1).
         distribution: how it is spread over layers, see `pared.topology.spread`.
         where: which weights can die: "all" of linear and convolutional layers, "but first", "but last", "hidden" (both
-            left out), or a function of a name and a weight. Biases and norms never do.
+            left out), or a function of a name and a weight. Biases and norms never do, nor weights that are frozen or that
+            the optimizer does not hold.
     """
 
     sparsity: float = 0.9
     distribution: Distribution = "uniform"
     where: Where = "all"
-    #: Whether it has to know the steps of the run, takes connections' changes for a step, or looks at all gradients.
+    #: Whether it has to know the steps of the run, changes connections instead of a step, looks at the gradients of all
+    #: weights at every step, or moves weights itself.
     timed: ClassVar[bool] = False
     instead: ClassVar[bool] = False
     looks: ClassVar[bool] = False
+    presses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         spread({"": (1, 1)}, self.sparsity, self.distribution)
@@ -79,7 +83,11 @@ class WeightMethod(Method):
             raise ConfigError(f"{type(self).__name__} needs total_steps in bind, at least 1; got {total_steps}")
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
-        weights = self._chosen(net)
+        weights = self._chosen(net, optimizer)
+        if self.presses and isinstance(optimizer, SphereOptimizer) and any(map(optimizer.holds, weights.values())):
+            raise ConfigError(
+                f"{type(self).__name__} moves weights itself, off the sphere that the optimizer keeps them on"
+            )
         seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
         connections = _draw(
             weights, spread({n: w.shape for n, w in weights.items()}, self.start, self.distribution), seed
@@ -88,17 +96,21 @@ class WeightMethod(Method):
         self.begin_session(session)
         return session
 
-    def _chosen(self, net: nn.Module) -> dict[str, nn.Parameter]:
-        weights = find_weights(net)
-        names = list(weights)
-        if callable(self.where):
-            names = [name for name in names if self.where(name, weights[name])]
-        elif self.where != "all":
-            names = names[self.where in ("but first", "hidden") :]
-            names = names[: len(names) - (self.where in ("but last", "hidden"))]
-        if not names:
-            raise ConfigError(f"no weight of the network can die with where={self.where!r}; layers: {list(weights)}")
-        return {name: weights[name] for name in names}
+    def _chosen(self, net: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+        layers = find_layers(net)
+        ends = {"but first": layers[:1], "but last": layers[-1:], "hidden": layers[:1] + layers[-1:]}
+        spared = [] if callable(self.where) else [id(weight) for _, weight in ends.get(self.where, [])]
+        trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+        chosen: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, weight in layers:
+            if weight is None or id(weight) not in trained or id(weight) in spared:
+                continue
+            if not callable(self.where) or self.where(name, weight):
+                chosen.setdefault(id(weight), (name, weight))
+        if not chosen:
+            names = [name for name, _ in layers]
+            raise ConfigError(f"no weight of the network can die with where={self.where!r}; layers: {names}")
+        return dict(chosen.values())
 
     # --- what a method does ---
 

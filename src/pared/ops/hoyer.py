@@ -53,6 +53,9 @@ def expected_hoyer(d: float, p: float, alpha: float = 0.8) -> float:
     mean = math.lgamma(half + 0.5) - math.lgamma(half)
     if d == math.inf:
         return 1.0 - math.exp(mean) / math.sqrt(half)
+    if d > 1e10:  # where logarithms of gamma cancel; the next term is of order 1 / d
+        ratio = math.sqrt(d) * math.exp(mean) / math.sqrt(half)
+        return (math.sqrt(d) - ratio) / (math.sqrt(d) - 1.0)
     ratio = d * math.exp(mean + math.lgamma(d * half) - math.lgamma(d * half + 0.5))
     return (math.sqrt(d) - ratio) / (math.sqrt(d) - 1.0)
 

@@ -134,8 +134,10 @@ class SphereOptimizer(Optimizer):
         rows = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
         state["steps"] = state.get("steps", 0) + 1
         sign = -1.0 if group["maximize"] else 1.0
-        clean = state["steps"] % FLUSH_EVERY == 0
-        self._move(group, rows, (group["momentum"], group["nesterov"], sign, clean))
+        clean, empty = state["steps"] % FLUSH_EVERY == 0, state.get("empty", False)
+        self._move(group, rows, (group["momentum"], group["nesterov"], sign, clean, empty))
+        if empty:
+            state["empty"] = has_empty_rows(state["v"])
 
     @abstractmethod
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
@@ -170,7 +172,10 @@ class SphereOptimizer(Optimizer):
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(saved, held, strict=True):
             for part, value in state_dict["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and value.dtype != p.dtype:  # the base class casts to the parameter's type
+                wider = isinstance(value, Tensor) and (
+                    value.dtype == torch.bool or value.dtype.itemsize > p.dtype.itemsize
+                )
+                if wider:  # the base class casts to the parameter's type
                     self.state[p][part] = value.to(p.device, copy=True)
 
     @torch.no_grad()
@@ -192,6 +197,11 @@ class SphereOptimizer(Optimizer):
         if "v" in made and made["v"].numel():
             normalise_(made["v"], dual_exponent(group["p"]), tuple(range(1, old.ndim)))
         return made
+
+
+def has_empty_rows(v: Tensor) -> bool:
+    """Return whether some row is all 0."""
+    return not bool(v.flatten(1).any(1).all())
 
 
 def on_sphere(group: dict[str, Any], p: Tensor) -> bool:

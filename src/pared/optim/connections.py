@@ -31,4 +31,5 @@ def change_connections(param: Tensor, state: dict[str, Any], p: float, mask: Ten
         return
     v = state["v"]
     v.copy_(torch.where(fresh, signed_power(param.to(v.dtype), p - 1.0), v).masked_fill_(~mask, 0.0))
+    state["empty"] = not bool(v.flatten(1).any(1).all())
     write_weight(param, normalise_(v, dual_exponent(p), dims), dual_exponent(p), torch.empty_like(v), dims)

@@ -66,8 +66,8 @@ def _chosen(model: nn.Module, constrain: Constrain) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in model.named_parameters() if constrain(name, parameter)}
     if constrain not in ("hidden", "all"):
         raise ConfigError(f"constrain must be 'hidden', 'all' or a predicate, got {constrain!r}")
-    weights = {id(layer.weight): layer.weight for layer in model.modules() if isinstance(layer, _LAYERS)}
-    output = next(reversed(weights), None)
+    layers = [layer.weight for layer in model.modules() if isinstance(layer, _LAYERS)]
+    weights, output = {id(weight) for weight in layers}, id(layers[-1]) if layers else None
     return {
         name: parameter
         for name, parameter in model.named_parameters()

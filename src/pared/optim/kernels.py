@@ -38,15 +38,17 @@ class Rows(NamedTuple):
         return Rows(change(self.weight), change(self.grad), dual, momentum, mask)
 
 
-#: Momentum, whether it looks ahead, the sign of the gradient, and whether denormal numbers are looked for.
-Options = tuple[float, bool, float, bool]
+#: Momentum, whether it looks ahead, the sign of the gradient, whether denormal numbers are looked for, and whether rows of
+#: the dual vector may be all 0.
+Options = tuple[float, bool, float, bool, bool]
 #: How one tile moves along a direction, given an exponent and a rate.
 Step = Callable[[Rows, Tensor, float, Number], None]
 
 
 def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Number) -> None:
     """Take a step of one weight and its state, in place."""
-    momentum, nesterov, sign, clean = options
+    momentum, nesterov, sign, clean, empty = options
+    lr = torch.as_tensor(lr) if empty else lr  # for which no length of the dual vector is relied on
     for tile in tiles(rows):
         if clean:
             flush(tile)

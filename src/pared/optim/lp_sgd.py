@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent, signed_power
-from pared.optim.base import SphereOptimizer
+from pared.optim.base import SphereOptimizer, has_empty_rows
 from pared.optim.kernels import Number, Options, Rows, advance, normalise_, step_direct, step_dual, wide_dtype
 
 Form = Literal["momentum", "direct"]
@@ -83,6 +83,7 @@ class LpSGD(SphereOptimizer):
         if group["form"] == "momentum" and "v" not in state:
             v = signed_power(p.to(wide_dtype(p)), group["p"] - 1.0)
             state["v"] = normalise_(v, dual_exponent(group["p"]), tuple(range(1, p.ndim)))
+            state["empty"] = has_empty_rows(v)
 
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
         step = step_direct if group["form"] == "direct" else step_dual

@@ -64,7 +64,7 @@ def run(data: Path, name: str, p: float, form: str, seed: int, options: argparse
     generator = torch.Generator().manual_seed(seed)
     model = cnn(name, generator=generator)
     momentum = 0.9 if form == "momentum" else 0.0
-    groups = lp_groups(model, p, constrain="all", lr=RATE, euclidean_lr=RATE)
+    groups = lp_groups(model, p, constrain="all", lr=RATE, euclidean_lr=options.bias_rate)
     optimizer = LpSGD(groups, RATE, p, momentum=momentum, form=form)  # pyright: ignore[reportArgumentType]
     factor, every, usual = SETS[name]
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, every, factor)
@@ -86,6 +86,7 @@ def run(data: Path, name: str, p: float, form: str, seed: int, options: argparse
         print(f"{name} p={p:g} {form} seed {seed}, epoch {len(epochs)}: {told['test']:.2f}", flush=True)
     dims = [w.shape[1] for w in weights(model)]
     return {"set": name, "p": p, "form": form, "seed": seed, "rows": len(x), "dims": dims, "epochs": epochs} | {
+        "bias_rate": options.bias_rate,
         "seconds": time.perf_counter() - began,
         "command": " ".join(sys.argv),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "pared": pared.__version__},
@@ -144,6 +145,7 @@ def main() -> int:
     parser.add_argument("--forms", default="momentum")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, help="4 on MNIST and 12 on Fashion-MNIST if left out")
+    parser.add_argument("--bias-rate", type=float, default=RATE, help="of biases and norms")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--points", type=Path, help="the paper's points of figure 6 as CSV: layer, dim, kind, p, H")
     parser.add_argument("--out", type=Path, default=Path("results/lp_sphere/hoyer"))

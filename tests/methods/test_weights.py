@@ -295,6 +295,23 @@ class TestBinding:
         assert not torch.equal(mask[0], mask[2])
         assert [int((~c.mask).sum()) for c in first.connections.values()] == [173, 202, 26]  # ceil(0.9 · numbers)
 
+    def test_rescaled_weights_pass_signals_as_dense_ones_do(self) -> None:
+        deep = network(inputs=100, hidden=(100,) * 6)
+        with torch.no_grad():
+            for parameter in deep.parameters():  # the draw that keeps signals in dense networks
+                parameter.zero_() if parameter.ndim == 1 else nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        x, sizes = torch.randn(500, 100), {}
+        for rescale in (False, True):
+            net = copy.deepcopy(deep)
+            Static(0.9, rescale=rescale).bind(net, OPTIMIZERS["SGD"](net))
+            sizes[rescale] = float((net(x).std() / deep(x).std()).detach())
+        assert sizes[False] < 0.01
+        assert 0.2 < sizes[True] < 5.0
+        sphere = SOLVERS["LpSGD"]
+        plain, scaled = (bound(LpSS(0.8, rescale=rescale), sphere) for rescale in (False, True))
+        assert torch.equal(plain.connections["2.weight"].weight, scaled.connections["2.weight"].weight)
+        assert not torch.equal(plain.connections["4.weight"].weight, scaled.connections["4.weight"].weight)
+
     def test_tied_weights_count_once_and_computed_ones_not(self) -> None:
         net = network(inputs=4, hidden=(4, 4))
         net[2].weight = net[0].weight

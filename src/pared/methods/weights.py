@@ -34,11 +34,15 @@ class WeightMethod(Method):
         where: which weights can die: "all" of linear and convolutional layers, "but first", "but last", "hidden" (both
             left out), or a function of a name and a weight. Biases and norms never do, nor weights that are frozen or that
             the optimizer does not hold.
+        rescale: whether weights that live at the start are multiplied by sqrt(inputs / living inputs) of their neuron, so
+            that signals pass as in the dense network; without norms they die in a sparse one otherwise. Weights on a
+            sphere have their size.
     """
 
     sparsity: float = 0.9
     distribution: Distribution = "uniform"
     where: Where = "all"
+    rescale: bool = False
     #: Whether it has to know the steps of the run, changes connections instead of a step, looks at the gradients of all
     #: weights at every step, or moves weights itself.
     timed: ClassVar[bool] = False
@@ -93,6 +97,10 @@ class WeightMethod(Method):
             weights, spread({n: w.shape for n, w in weights.items()}, self.start, self.distribution), seed
         )
         session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1)
+        if self.rescale:
+            for connections in session.connections.values():
+                if not (isinstance(optimizer, SphereOptimizer) and optimizer.holds(connections.weight)):
+                    _rescale(connections)
         self.begin_session(session)
         return session
 
@@ -130,6 +138,14 @@ class WeightMethod(Method):
 
     def update(self, session: WeightSession) -> None:
         """Change connections; it is due."""
+
+
+@torch.no_grad()
+def _rescale(connections: Masked) -> None:
+    """Source: He et al. (2015), equation 10, with the inputs that live; Evci et al. (2022), Gradient flow in sparse networks."""
+    living = connections.mask.flatten(1).sum(1).clamp(min=1)
+    factors = (connections.columns / living).sqrt().to(connections.weight.dtype)
+    connections.weight.mul_(factors.view(-1, *[1] * (connections.weight.ndim - 1)))
 
 
 def check_window(every: int, begin: float, end: float) -> None:

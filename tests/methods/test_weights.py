@@ -407,6 +407,18 @@ class TestRules:
         for name, connections in session.connections.items():
             assert torch.equal(connections.mask, saliency[name] >= bar)
 
+    def test_sdr_shrinks_what_the_loss_does_not_feel(self) -> None:
+        session = bound(SDR(0.8, strength=0.1, every=TOTAL), lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
+        x, y = task()
+        (100.0 * F.cross_entropy(session.model(x), y)).backward()
+        before = {n: (c.weight.detach().clone(), c.weight.grad) for n, c in session.connections.items()}
+        gradients = {name: gradient.clone() for name, (_, gradient) in before.items() if gradient is not None}
+        session.step()
+        for name, connections in session.connections.items():
+            deaf = (1.0 - gradients[name].abs()).clamp(min=0.0)
+            assert deaf.eq(0.0).any()
+            torch.testing.assert_close(connections.weight.detach(), before[name][0] * (1.0 - 0.1 * deaf))
+
     def test_deep_r_keeps_signs(self) -> None:
         session = bound(DeepR(0.8, noise=1.0))
         run(session, TOTAL)

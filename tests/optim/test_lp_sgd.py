@@ -339,6 +339,17 @@ def test_what_is_grown_begins_where_the_weight_says(form: Any) -> None:
     torch.testing.assert_close(w.detach()[:, 2] / w.detach()[:, 0], before[:, 2] / before[:, 0])
 
 
+def test_what_dies_and_grows_at_once_begins_without_momentum() -> None:
+    w, optimizer = held(draw(0, 2, 6), lr=0.1, p=1.4)
+    w.grad = draw(1, 2, 6)
+    optimizer.step()
+    fresh = torch.eye(2, 6, dtype=torch.bool)
+    optimizer.connections_changed(w, torch.ones_like(fresh), fresh)
+    momentum = optimizer.state[w]["momentum_buffer"]
+    assert momentum[fresh].eq(0).all()
+    assert momentum[~fresh].ne(0).all()
+
+
 def test_changes_that_make_no_sense_are_refused_and_change_nothing() -> None:
     w, bias = nn.Parameter(draw(0, 2, 3)), nn.Parameter(torch.zeros(2))
     optimizer = LpSGD([w, bias], lr=0.1, p=1.5)

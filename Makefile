@@ -45,6 +45,7 @@ test-slow: $(BIN)/.dev
 bench: $(BIN)/.dev
 	$(BIN)/python benchmarks/shrinking_run.py
 	$(BIN)/python benchmarks/surgery.py
+	$(BIN)/python benchmarks/lp_step.py
 
 picture: $(BIN)/.demo
 	$(BIN)/python docs/picture.py demo-run docs/front.svg

@@ -1,17 +1,14 @@
 """Gradual magnitude pruning: a dense network whose smallest weights die little by little."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 
-from pared.errors import ConfigError
 from pared.methods.rewiring import weakest
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import WeightMethod, check_window, within
+from pared.methods.weights import Scope, WeightMethod, check_scope, check_window, within
 from pared.topology import Cubic, spread
-
-Scope = Literal["network", "layer"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,7 @@ class GradualMagnitude(WeightMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_window(self.every, self.begin, self.end)
-        if self.scope not in get_args(Scope):
-            raise ConfigError(f"scope must be one of {', '.join(get_args(Scope))}; got {self.scope!r}")
+        check_scope(self.scope)
 
     @property
     def start(self) -> float:

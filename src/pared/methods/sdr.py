@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 
 from pared.errors import ConfigError
-from pared.methods.gradual import GradualMagnitude, Scope
+from pared.methods.gradual import GradualMagnitude
 from pared.methods.weight_session import WeightSession
+from pared.methods.weights import Scope
 
 
 @dataclass(frozen=True)

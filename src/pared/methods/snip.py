@@ -1,18 +1,14 @@
 """SNIP: connections are chosen once, by what the loss would feel of their loss."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pared.errors import ConfigError
 from pared.methods.rewiring import Rewiring
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import WeightMethod
+from pared.methods.weights import Scope, WeightMethod, check_scope
 from pared.topology import Cosine, Masked, Schedule, spread
-
-Scope = Literal["network", "layer"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,7 @@ class SNIP(WeightMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scope not in get_args(Scope):
-            raise ConfigError(f"scope must be one of {', '.join(get_args(Scope))}; got {self.scope!r}")
+        check_scope(self.scope)
 
     @property
     def start(self) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,8 @@ from pared.topology import Distribution, Masked, spread
 #: Which weights can die: of every linear and convolutional layer, or without the first, the last, or both; or what is
 #: told of a name and a weight.
 Where = Literal["all", "but first", "but last", "hidden"] | Callable[[str, nn.Parameter], bool]
+#: Whether weights compete over the whole network, or within each layer.
+Scope = Literal["network", "layer"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,16 @@ def _rescale(connections: Masked) -> None:
     living = connections.mask.flatten(1).sum(1).clamp(min=1)
     factors = (connections.columns / living).sqrt().to(connections.weight.dtype)
     connections.weight.mul_(factors.view(-1, *[1] * (connections.weight.ndim - 1)))
+
+
+def check_scope(scope: str) -> None:
+    """Make sure of where weights compete.
+
+    Raises:
+        ConfigError: an unknown word.
+    """
+    if scope not in get_args(Scope):
+        raise ConfigError(f"scope must be one of {', '.join(get_args(Scope))}; got {scope!r}")
 
 
 def check_window(every: int, begin: float, end: float) -> None:

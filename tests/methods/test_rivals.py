@@ -208,7 +208,7 @@ class TestCuts:
     def test_the_length_of_the_run_has_to_be_known(self) -> None:
         for method in (Prune(params=5), Slimming(params=5)):
             net = small_vgg()
-            with pytest.raises(ConfigError, match="need total_steps in bind"):
+            with pytest.raises(ConfigError, match="needs total_steps in bind"):
                 method.bind(net, torch.optim.SGD(net.parameters(), 0.1), images(2)[0])
 
 

@@ -62,6 +62,18 @@ def check_strength(strength: float | Strength, total_steps: int | None = None, *
         raise ConfigError(f"a strength that moves needs total_steps in bind, at least 1; got {total_steps}")
 
 
+def check_total(timed: bool, total_steps: int | None, name: str) -> None:
+    """Make sure of the steps of a run for a method that acts at fractions of it.
+
+    Raises:
+        ConfigError: they are missing.
+    """
+    if timed and (total_steps is None or total_steps < 1):
+        raise ConfigError(
+            f"{name} acts at fractions of a run, so it needs total_steps in bind, at least 1; got {total_steps}"
+        )
+
+
 def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale: float = 1.0) -> None:
     """Give switches a group without weight decay, else as the first is; those made with the network leave its group."""
     thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]

@@ -37,6 +37,7 @@ class DeepR(WeightMethod):
     soft: bool = False
     lowest: float = -1e-4
     presses: ClassVar[bool] = True
+    blind: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,6 +31,7 @@ class GradualMagnitude(WeightMethod):
     end: float = 0.75
     scope: Scope = "layer"
     timed: ClassVar[bool] = True
+    blind: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError
-from pared.methods.binding import check_bindable, check_strength
+from pared.methods.binding import check_bindable, check_strength, check_total
 from pared.methods.parts import Parts
 from pared.methods.session import Session
 from pared.methods.strengths import Strength
@@ -89,8 +88,7 @@ class UnitMethod(Method):
         """
         every = updates_per_removal(self.every, steps_per_epoch)
         check_strength(self.strength, total_steps, binding=True)
-        if self.timed and (total_steps is None or total_steps < 1):
-            raise ConfigError(f"cuts at fractions of a run need total_steps in bind, at least 1; got {total_steps}")
+        check_total(self.timed, total_steps, type(self).__name__)
         net = surgery.bare(model)
         check_bindable(net, optimizer)
         return UnitSession(

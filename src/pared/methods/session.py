@@ -118,7 +118,7 @@ class Session(ABC):
         return nullcontext()
 
     def penalty(self) -> Tensor:
-        """Return what to add to the loss, a scalar."""
+        """Return what to add to the loss, a scalar; 0 where nothing is pressed upon by the loss."""
         return torch.zeros((), device=next(self.model.parameters()).device)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:

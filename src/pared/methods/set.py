@@ -1,6 +1,7 @@
 """SET: connections that are small die, and others grow at random."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class SET(Rewiring):
     """
 
     fraction: Schedule = field(default_factory=lambda: Constant(0.3))
+    blind: ClassVar[bool] = True
 
     def promise(self, session: WeightSession, name: str) -> Tensor:
         """Return random numbers."""

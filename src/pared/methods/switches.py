@@ -119,7 +119,7 @@ def _unfoldable(model: nn.Module, graph: Graph, used: Collection[Place]) -> set[
     with torch.no_grad():
         for switch in switches_of(twin).values():
             switch.theta.copy_(-1.0 - torch.arange(len(switch.theta)) / len(switch.theta))  # no relu lets these pass
-    left = surgery.unfolded(twin, graph)
+    left = surgery.fold_(twin, graph)
     return {place for place in used if _name(place) in left}
 
 

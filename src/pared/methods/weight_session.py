@@ -83,10 +83,6 @@ class WeightSession(Session):
         drawn = torch.rand(connections.rows, connections.columns, generator=self.generator)
         return drawn.to(connections.mask.device)
 
-    def penalty(self) -> Tensor:
-        """Return what to add to the loss, a scalar: 0, as weights are pressed upon behind the step."""
-        return super().penalty()
-
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take the optimizer's step, with what the method does before and behind it.
 
@@ -94,6 +90,7 @@ class WeightSession(Session):
         `scaler`, and not in a loop that calls `optimizer.step()` itself.
         """
         if scaler is None and self.method.instead and self.method.due(self, self.steps + 1):
+            self._left_out = False
             self.before_step()
             self._on_stepped()
         else:
@@ -101,7 +98,7 @@ class WeightSession(Session):
 
     def before_step(self) -> None:
         """Let the method look at all gradients, then take those of dead weights away."""
-        if self.method.looks or self.method.due(self, self.steps + 1):
+        if self.method.looks or (not self.method.blind and self.method.due(self, self.steps + 1)):
             for connections in self.connections.values():
                 connections.keep_gradient()
         self.method.look(self)

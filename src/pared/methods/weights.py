@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError
-from pared.methods.binding import check_optimizer
+from pared.methods.binding import check_optimizer, check_total
 from pared.methods.method import Method
 from pared.methods.weight_session import WeightSession, find_layers
 from pared.optim.base import SphereOptimizer
@@ -46,10 +46,11 @@ class WeightMethod(Method):
     where: Where = "all"
     rescale: bool = False
     #: Whether it has to know the steps of the run, changes connections instead of a step, looks at the gradients of all
-    #: weights at every step, or moves weights itself.
+    #: weights at every step or at no change, or moves weights itself.
     timed: ClassVar[bool] = False
     instead: ClassVar[bool] = False
     looks: ClassVar[bool] = False
+    blind: ClassVar[bool] = False
     presses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -85,8 +86,7 @@ class WeightMethod(Method):
             SurgeryError: the network is bound already, or the optimizer's step is not each weight's own.
         """
         del example, steps_per_epoch
-        if self.timed and (total_steps is None or total_steps < 1):
-            raise ConfigError(f"{type(self).__name__} needs total_steps in bind, at least 1; got {total_steps}")
+        check_total(self.timed, total_steps, type(self).__name__)
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
         weights = self._chosen(net, optimizer)

@@ -7,7 +7,7 @@ from pared.surgery.blocks import remove_blocks
 from pared.surgery.ddp import remove_ddp
 from pared.surgery.declared import declare
 from pared.surgery.files import load, save
-from pared.surgery.fold import fold, fold_by, unfolded
+from pared.surgery.fold import fold, fold_, fold_by
 from pared.surgery.graph import Graph, Slot, Space
 from pared.surgery.operate import graph, remove
 from pared.surgery.optimizers import refuse_optimizer
@@ -34,6 +34,7 @@ __all__ = [
     "declare",
     "find",
     "fold",
+    "fold_",
     "fold_by",
     "graph",
     "leaves",
@@ -47,5 +48,4 @@ __all__ = [
     "remove_ddp",
     "save",
     "tensors",
-    "unfolded",
 ]

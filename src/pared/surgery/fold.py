@@ -54,15 +54,15 @@ def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
 def fold_by(model: Network, graph: Graph) -> Network:
     """Return what `fold` does, by a graph that is true of `model`, without tracing it again."""
     folded = copy.deepcopy(model)
-    Folder(folded, graph.program).run()
+    fold_(folded, graph)
     return folded
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def unfolded(model: nn.Module, graph: Graph) -> list[str]:
-    """Return the switches of `model` by name that `fold_by` would leave in place, with factors as they are now."""
-    return Folder(copy.deepcopy(model), graph.program).run()
+def fold_(model: nn.Module, graph: Graph) -> list[str]:
+    """Do to `model` itself what `fold_by` does to a copy, and return the switches by name that had to stay."""
+    return Folder(model, graph.program).run()
 
 
 def _fold_sequential(model: nn.Module) -> nn.Sequential:

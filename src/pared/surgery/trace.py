@@ -35,7 +35,7 @@ class Value:
 class _Operator:
     """What an operator is called, as it can be written to a file."""
 
-    library: str
+    namespace: str
     name: str
     overload: str
 
@@ -56,14 +56,14 @@ class Step:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         if isinstance(self.target, torch._ops.OpOverload):  # which is known by its name alone
-            library, _, name = self.target._schema.name.partition("::")
-            state["target"] = _Operator(library, name, self.target._overloadname)
+            namespace, _, name = self.target._schema.name.partition("::")
+            state["target"] = _Operator(namespace, name, self.target._overloadname)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         target = state["target"]
         if isinstance(target, _Operator):
-            packet = getattr(getattr(torch.ops, target.library), target.name)
+            packet = getattr(getattr(torch.ops, target.namespace), target.name)
             state = {**state, "target": getattr(packet, target.overload)}
         vars(self).update(state)
 

@@ -1,0 +1,135 @@
+"""What the scripts of the L_p sphere share: the methods, images, means over seeds, and runs that are not run again."""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import pared
+from pared.data.images import read_mnist
+from pared.methods import SDR, SET, SNFS, SNIP, DeepR, GradualMagnitude, LpSS, RigL, SNIPDynamic, Static, WeightMethod
+from pared.topology import Cosine
+
+SPARSITIES = (0.5, 0.8, 0.9)
+#: The columns of table 4, in its order. What it calls SNIP drops and grows by gradients.
+PAPER: dict[str, Callable[[float, int], WeightMethod]] = {
+    "SET": lambda s, total: SET(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
+    "Static": lambda s, total: Static(s),
+    "RigL": lambda s, total: RigL(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
+    "SNIP": lambda s, total: SNIPDynamic(s, every=often(total, 60)),
+    "LpSS": lambda s, total: LpSS(s, every=often(total, 200), threshold=Cosine(0.2)),
+}
+#: And those that table 1 speaks of only, and SNIP as it was published.
+MORE: dict[str, Callable[[float, int], WeightMethod]] = {
+    "SNIP once": lambda s, total: SNIP(s),
+    "DeepR": lambda s, total: DeepR(s),
+    "soft DeepR": lambda s, total: DeepR(s, soft=True),
+    "SNFS": lambda s, total: SNFS(s, every=often(total, 60), end=0.8, fraction=Cosine(0.2)),
+    "SDR": lambda s, total: SDR(s, every=often(total, 60), begin=0.2, end=0.8),
+    "gradual": lambda s, total: GradualMagnitude(s, every=often(total, 60), begin=0.2, end=0.8),
+}
+METHODS = PAPER | MORE
+
+
+def often(total: int, times: int) -> int:
+    """Return the steps between two changes: the paper's 40, or fewer where that would be fewer than `times` in a run."""
+    return min(40, max(1, total // times))
+
+
+def read_images(data: Path, name: str, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the first `rows` training images and their classes, and those of the test, each channel standardised."""
+    read = read_cifar10 if name == "cifar10" else read_mnist
+    x, y = read(data / name, "train")
+    x_test, y_test = read(data / name, "test" if name == "cifar10" else "t10k")
+    x, y = x[:rows].float() / 255.0, y[:rows]
+    mean, deviation = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    return (x - mean) / deviation, y, (x_test.float() / 255.0 - mean) / deviation, y_test
+
+
+def read_cifar10(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    """Read CIFAR-10, uint8 (n, 3, 32, 32): the published binary files, or strips of 500 images in WebP (needs Pillow)."""
+    if binary := sorted(folder.glob("data_batch_*.bin" if part == "train" else "test_batch.bin")):
+        found = np.concatenate([np.fromfile(path, np.uint8).reshape(-1, 3073) for path in binary])
+        return torch.from_numpy(found[:, 1:].reshape(-1, 3, 32, 32).copy()), torch.from_numpy(found[:, 0]).long()
+    image = importlib.import_module("PIL.Image")
+    strips = [np.asarray(image.open(path)) for path in sorted(folder.glob(f"{part}_*.webp"))]
+    x = torch.from_numpy(np.concatenate(strips)).view(-1, 32, 32, 3).permute(0, 3, 1, 2).contiguous()
+    return x, torch.from_numpy(np.loadtxt(folder / f"{part}_labels.txt", dtype=np.int64))
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share that is right, in points."""
+    was = model.training
+    model.eval()
+    right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(1000), y.split(1000), strict=True))
+    model.train(was)
+    return 100.0 * right / len(x)
+
+
+def told(values: Iterable[float]) -> str:
+    """Return mean and standard error."""
+    values = list(values)
+    if not values:
+        return "-"
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{statistics.mean(values):.2f} ± {error:.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def arguments(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """Return a parser of what all scripts take."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("PARED_DATA"))
+    parser.add_argument("--out", type=Path, default=Path("results/lp_sphere") / out)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--budget", type=float, default=math.inf, help="minutes after which no further run begins")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, *, data: bool = True) -> argparse.Namespace:
+    """Parse, and set torch's threads."""
+    options = parser.parse_args()
+    if data and options.data is None and getattr(options, "only", None) != "table":
+        parser.error("say where the data is with --data DIR or PARED_DATA")
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    return options
+
+
+def run_missing(runs: Iterable[tuple[str, Callable[[], dict[str, Any]]]], options: argparse.Namespace) -> None:
+    """Run what has no file yet, by name, each into a JSON file of its own, until the budget is spent."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    for name, run in runs:
+        path = options.out / f"{name}.json"
+        if path.exists():
+            continue
+        if time.perf_counter() - began > 60.0 * options.budget:
+            print(f"the budget of {options.budget:g} minutes is spent; run the same again to go on", flush=True)
+            return
+        start = time.perf_counter()
+        found = run() | {
+            "seconds": time.perf_counter() - start,
+            "command": " ".join(sys.argv),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "pared": pared.__version__},
+        }
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(found), encoding="utf-8")
+        part.replace(path)
+
+
+def results(options: argparse.Namespace, pattern: str = "*.json") -> list[dict[str, Any]]:
+    """Return what is there so far."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.out.glob(pattern))]

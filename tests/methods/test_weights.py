@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ CASES: dict[str, WeightMethod] = {
     "soft deep r": DeepR(0.8, noise=1.0, soft=True, lowest=-0.01),
     "snfs": SNFS(0.8, every=5),
     "sdr": SDR(0.8, strength=1e-3, every=5),
+    "sdr, tolerance": SDR(0.8, strength=1e-3, tolerance=10.0, every=5),
     "gradual magnitude": GradualMagnitude(0.8, every=5),
     "gradual magnitude, network": GradualMagnitude(0.7, every=7, scope="network"),
     "lpss": LpSS(0.7, every=2, begin=0.0, end=1.0, threshold=Constant(0.5)),
@@ -81,7 +83,19 @@ def bound(
     method: WeightMethod, optimizer: Callable[[nn.Module], Any] = OPTIMIZERS["Adam"], seed: int = 0, conv: bool = False
 ) -> WeightSession:
     model = branched(seed) if conv else network(seed=seed)
-    return method.bind(model, optimizer(model), total_steps=TOTAL, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return binder(method, model)(model, optimizer(model), total_steps=TOTAL, generator=generator)
+
+
+def binder(method: WeightMethod, model: nn.Module) -> Callable[..., WeightSession]:
+    """Return its `bind`, with the loss that SDR may need."""
+    return partial(method.bind, loss=partial(loss_of, model)) if isinstance(method, SDR) else method.bind
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    x, y = images() if any(isinstance(module, nn.Conv2d) for module in model.modules()) else task()
+    assert not model.training
+    return F.cross_entropy(model(x[:BATCH]), y[:BATCH])
 
 
 def run(session: WeightSession, steps: int, after: Callable[[], None] = lambda: None, plain: bool = False) -> None:
@@ -360,6 +374,7 @@ class TestBinding:
             lambda: DeepR(lowest=0.1),
             lambda: SNFS(momentum=1.0),
             lambda: SDR(strength=-1.0),
+            lambda: SDR(tolerance=-0.1),
             lambda: SNIP(scope="x"),  # type: ignore[arg-type]
         ],  # type: ignore[arg-type]
     )
@@ -418,6 +433,43 @@ class TestRules:
             deaf = (1.0 - gradients[name].abs()).clamp(min=0.0)
             assert deaf.eq(0.0).any()
             torch.testing.assert_close(connections.weight.detach(), before[name][0] * (1.0 - 0.1 * deaf))
+
+    def test_sdr_cuts_as_far_as_the_loss_held_out_allows(self) -> None:
+        linear, wanted = nn.Linear(100, 1, bias=False), torch.linspace(-1.0, 1.0, 100)
+        with torch.no_grad():
+            linear.weight.copy_(wanted)
+        model = nn.Sequential(nn.Dropout(0.5), linear)
+        seen: list[float] = []
+
+        def loss() -> float:
+            assert not any(module.training for module in model.modules())
+            assert not torch.is_grad_enabled()
+            seen.append(1.0 + float((linear.weight - wanted).square().sum()))
+            return seen[-1]
+
+        method = SDR(0.99, strength=0.0, tolerance=0.1, every=1, begin=0.0, end=0.01)
+        session = method.bind(model, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=100, loss=loss)
+        linear.weight.sum().backward()
+        session.step()
+        assert all(module.training for module in model.modules())
+        dead = int((linear.weight == 0).sum())
+        squares = wanted.square().sort().values.cumsum(0)
+        assert dead == int((squares <= 0.1).sum())  # one weight more costs too much
+        assert dead > 10
+        assert seen[0] == 1.0
+
+    def test_a_loss_that_is_not_a_number_lets_nothing_die(self) -> None:
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        session = SDR(0.9, tolerance=0.5, every=1).bind(model, optimizer, total_steps=10, loss=lambda: float("nan"))
+        run(session, 5)
+        assert session.sparsity == 0.0
+        assert not session.events
+
+    def test_a_tolerance_needs_a_loss(self) -> None:
+        model = network()
+        with pytest.raises(ConfigError, match="needs bind"):
+            SDR(tolerance=0.1).bind(model, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=5)
 
     def test_deep_r_keeps_signs(self) -> None:
         session = bound(DeepR(0.8, noise=1.0))
@@ -485,7 +537,7 @@ def test_two_processes_choose_alike(tmp_path: Path) -> None:
     assert all(rank.returncode == 0 for rank in ranks), "\n".join(errors)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    assert first.keys() == WEIGHT_METHODS.keys()
+    assert first.keys() >= WEIGHT_METHODS.keys()
     assert all(told["changes"] > 0 for name, told in first.items() if name != "static")
 
 
@@ -525,7 +577,7 @@ def test_what_is_frozen_or_not_the_optimizers_is_left_alone(method: WeightMethod
     net = network()
     net[2].weight.requires_grad_(False)
     rest = [p for name, p in net.named_parameters() if name != "4.weight"]
-    session = replace(method, where="all").bind(net, torch.optim.SGD(rest, lr=0.1), total_steps=TOTAL)
+    session = binder(replace(method, where="all"), net)(net, torch.optim.SGD(rest, lr=0.1), total_steps=TOTAL)
     before = copy.deepcopy(net)
     assert list(session.connections) == ["0.weight"]
     run(session, TOTAL)

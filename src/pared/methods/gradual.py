@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from pared.methods.rewiring import weakest
 from pared.methods.weight_session import WeightSession
@@ -49,20 +50,27 @@ class GradualMagnitude(WeightMethod):
         last = step == max(1, int(self.end * session.total_steps))
         return self.sparsity > 0.0 and (last or within(session, step, self.every, self.begin, self.end))
 
-    @torch.no_grad()
     def update(self, session: WeightSession) -> None:
         """Cut to the sparsity of now."""
         assert session.total_steps is not None
         last = session.steps >= int(self.end * session.total_steps)
         now = self.sparsity if last else Cubic(0.0, self.sparsity).at(session.done(self.begin, self.end))
+        self.cut(session, self.drops(session, now))
+
+    @torch.no_grad()
+    def drops(self, session: WeightSession, sparsity: float) -> dict[str, Tensor]:
+        """Return the living entries of each weight whose death makes the network as sparse as said."""
         if self.scope == "layer":
-            zeros = spread({n: c.mask.shape for n, c in session.connections.items()}, now, self.distribution)
+            zeros = spread({n: c.mask.shape for n, c in session.connections.items()}, sparsity, self.distribution)
         else:
-            zeros = _smallest(session, now)
-        for name, connections in session.connections.items():
-            k = zeros[name] - (connections.mask.numel() - connections.count)
-            if k > 0:
-                drop = weakest(connections, connections.values().abs(), k)
+            zeros = _smallest(session, sparsity)
+        more = {n: zeros[n] - (c.mask.numel() - c.count) for n, c in session.connections.items()}
+        return {n: weakest(c, c.values().abs(), max(0, more[n])) for n, c in session.connections.items()}
+
+    def cut(self, session: WeightSession, drops: dict[str, Tensor]) -> None:
+        """Let these entries die for good."""
+        for name, drop in drops.items():
+            if len(drop):
                 session.rewire(name, drop, drop[:0])
 
 

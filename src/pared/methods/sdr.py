@@ -1,30 +1,41 @@
 """Sensitivity-driven regularisation: weights decay that the loss does not feel, and small ones die."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pared.errors import ConfigError
 from pared.methods.gradual import GradualMagnitude
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import Scope
+from pared.methods.weights import Scope, within
+from pared.surgery import Example
+
+#: How often the interval that the threshold lies in is halved.
+HALVINGS = 10
 
 
 @dataclass(frozen=True)
 class SDR(GradualMagnitude):
-    """Behind each step w -= strength · w · max(0, 1 - |gradient|); cuts are those of `GradualMagnitude`.
+    """Behind each step w -= strength · w · max(0, 1 - |gradient|); small weights die every `every` steps.
 
     Args:
         strength: lambda, >= 0.
+        tolerance: how much a loss on rows held out may rise at a cut, as a share of it, >= 0; the cut is then the largest
+            that keeps within it, up to `sparsity`. None for the cuts of `GradualMagnitude`.
 
     Source: Tartaglione et al. (2018), Learning sparse neural networks via sensitivity-driven regularization, with the
-    sensitivity to the loss of their LOBSTER (2022). Deviation: the threshold is not found by a tolerance on validation
-    rows, but set by the sparsity that is asked for; decay runs from the first step to the last; biases have none.
+    sensitivity to the loss and the search for the threshold of their LOBSTER (2022). Deviations: decay runs from the first
+    step to the last; cuts are made every `every` steps within `begin` and `end`, not where the loss stands still; biases
+    have no decay.
     """
 
     strength: float = 1e-4
+    tolerance: float | None = None
     scope: Scope = "network"
     looks: ClassVar[bool] = True
     presses: ClassVar[bool] = True
@@ -33,6 +44,35 @@ class SDR(GradualMagnitude):
         super().__post_init__()
         if not 0.0 <= self.strength < math.inf:
             raise ConfigError(f"strength must be at least 0 and finite, got {self.strength}")
+        if self.tolerance is not None and not 0.0 <= self.tolerance < math.inf:
+            raise ConfigError(f"tolerance must be at least 0 and finite, or None; got {self.tolerance}")
+
+    def bind(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        example: Example = (),
+        *,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
+        generator: torch.Generator | None = None,
+        loss: Callable[[], float | Tensor] | None = None,
+    ) -> WeightSession:
+        """Bind as `WeightMethod.bind` does.
+
+        `loss` computes the loss of `model` on rows held out, a number; `tolerance` needs it. It is called with the network
+        in evaluation mode and without gradients, about a dozen times a cut, in every process of a
+        `DistributedDataParallel`, whose mean counts.
+
+        Raises:
+            ConfigError: there is a tolerance and no loss.
+        """
+        if self.tolerance is not None and loss is None:
+            raise ConfigError(f"tolerance={self.tolerance} needs bind(..., loss=...), the loss on rows held out")
+        times = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+        session = super().bind(model, optimizer, example, **times, generator=generator)
+        session.loss = loss
+        return session
 
     @torch.no_grad()
     def press(self, session: WeightSession) -> None:
@@ -40,3 +80,34 @@ class SDR(GradualMagnitude):
         for connections in session.connections.values():
             deaf = (1.0 - connections.gradient().abs()).clamp(min=0.0).view_as(connections.weight)
             connections.weight.mul_(1.0 - self.strength * deaf)
+
+    def due(self, session: WeightSession, step: int) -> bool:
+        """Return whether it is time for a cut."""
+        if self.tolerance is None:
+            return super().due(session, step)
+        return self.sparsity > 0.0 and within(session, step, self.every, self.begin, self.end)
+
+    def update(self, session: WeightSession) -> None:
+        """Cut to the sparsity of now, or as far as the loss on rows held out allows."""
+        if self.tolerance is None:
+            super().update(session)
+        elif session.sparsity < self.sparsity:
+            self.cut(session, self._tolerable(session, self.tolerance))
+
+    def _tolerable(self, session: WeightSession, tolerance: float) -> dict[str, Tensor]:
+        """Look for the largest cut by halving, taking it that a larger one is felt more."""
+        before = session.loss_without({})
+        bar = before + tolerance * abs(before)
+        found: dict[str, Tensor] = {}
+        low, high = session.sparsity, self.sparsity
+        tried = high
+        for _ in range(1 + HALVINGS):
+            drops = self.drops(session, tried)
+            if session.loss_without(drops) <= bar:
+                low, found = tried, drops
+            else:
+                high = tried
+            if low == high:
+                break
+            tried = (low + high) / 2
+        return found

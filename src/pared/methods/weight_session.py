@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pared.errors import RunError
 from pared.methods.session import Session, check_format
 from pared.optim.base import SphereOptimizer
+from pared.surgery.trace import evaluating
 from pared.topology import Masked
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class WeightSession(Session):
         self.method, self.connections = method, dict(connections)
         self.memory: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(seed)
+        self.loss: Callable[[], float | Tensor] | None = None
         self.events: list[Rewired] = []
         self.on_event: Callable[[Rewired], None] = _ignore
         for name, one in self.connections.items():
@@ -135,6 +139,26 @@ class WeightSession(Session):
         if len(drop) or len(grow):
             self.events.append(Rewired(self.steps, name, len(drop), len(grow), connections.count))
             self.on_event(self.events[-1])
+
+    @torch.no_grad()
+    def loss_without(self, drops: Mapping[str, Tensor]) -> float:
+        """Return the `loss` that `bind` was given, the mean of all processes, as if these living entries were dead."""
+        assert self.loss is not None
+        before = {name: self.connections[name].weight.clone() for name in drops}
+        try:
+            for name, drop in drops.items():
+                weight = self.connections[name].weight
+                weight[torch.unravel_index(drop, weight.shape)] = 0.0
+            with evaluating(self.net):
+                value = torch.as_tensor(float(self.loss()), dtype=torch.float64)
+        finally:
+            for name, weight in before.items():
+                self.connections[name].weight.copy_(weight)
+        if isinstance(self.model, DistributedDataParallel):
+            value = value.to(next(self.net.parameters()).device)
+            dist.all_reduce(value, group=self.model.process_group)
+            value /= dist.get_world_size(self.model.process_group)
+        return float(value)
 
     @torch.no_grad()
     def _forget(self, name: str, index: Tensor) -> None:

@@ -85,10 +85,15 @@ class TestConnections:
     def test_entries_are_numbered_as_in_the_flat_weight_whatever_its_memory(self) -> None:
         weight = nn.Parameter(torch.arange(1.0, 25).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last))
         connections = Masked(weight)
-        connections.drop(torch.tensor([1, 17]))
+        some, none = torch.tensor([1, 17]), torch.tensor([], dtype=torch.long)
+        connections.change(some, none)
         assert weight.detach().flatten().nonzero().flatten().tolist() == connections.live().tolist()
         assert connections.count == 22
         assert connections.values().tolist() == [v for v in range(1, 25) if v not in (2, 18)]
-        connections.grow(torch.tensor([17]), 0.5)
+        carry = connections.change(none, some[1:], 0.5)
         assert weight.detach().flatten()[17] == 0.5
+        past = carry(torch.ones_like(weight), 0.25)
+        assert past.flatten()[17] == 0.25
+        assert past.sum() == 23.25
+        assert connections.entries(weight < 4).tolist() == [0, 2, 17]
         assert (connections.rows, connections.columns) == (2, 12)

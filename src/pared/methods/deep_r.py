@@ -17,11 +17,11 @@ SEED = 1e-12
 
 @dataclass(frozen=True)
 class DeepR(WeightMethod):
-    """Weights are sign · theta with fixed random signs; behind each step theta is pressed and shaken.
+    """Weights are sign · theta with random signs; behind each step theta is pressed and shaken.
 
     A connection whose theta is not above 0 is dead. Hard: as many dead ones, drawn at random, those of this step among
-    them, come to life in the same step. Soft: a dead one keeps its theta, down to `lowest`, walks on by the noise, and
-    lives when it is above 0.
+    them, come to life in the same step. Soft: a dead one keeps its sign and its theta, down to `lowest`, walks on by the
+    noise, and lives when it is above 0.
 
     Args:
         strength: the L1 penalty on theta, >= 0.
@@ -29,7 +29,8 @@ class DeepR(WeightMethod):
         soft: whether the number of connections may change.
         lowest: how far theta of a dead connection may fall, <= 0.
 
-    Source: Bellec et al. (2018), Deep rewiring, algorithms 1 and 2; numbers as in its code.
+    Source: Bellec et al. (2018), Deep rewiring, algorithms 1 and 2; numbers as in its code. Deviation: when hard, a
+    connection that comes back draws its sign anew, so that nothing is kept of dead ones.
     """
 
     strength: float = 1e-5
@@ -49,14 +50,18 @@ class DeepR(WeightMethod):
 
     @torch.no_grad()
     def begin_session(self, session: WeightSession) -> None:
-        """Draw the signs of dead connections; living ones have that of their weights."""
-        for name, connections in session.connections.items():
-            drawn = torch.where(session.random(name) < 0.5, -1.0, 1.0).view(connections.mask.shape)
-            own = torch.where(connections.weight < 0, -1.0, 1.0)
-            session.memory[f"{name}.sign"] = torch.where(connections.mask, own, drawn.to(own.dtype)).to(own.dtype)
-            if self.soft:
-                start = session.random(name).view(connections.mask.shape) * self.lowest
-                session.memory[f"{name}.theta"] = start.to(own.dtype)  # of the dead only
+        """Draw signs and theta of dead connections; living ones have those of their weights."""
+        for name, connections in session.connections.items() if self.soft else ():
+            drawn = _signs(connections.shape, session).to(connections.weight)
+            session.memory[f"{name}.sign"] = torch.where(connections.mask, connections.weight.sign(), drawn)
+            start = torch.rand(connections.shape, generator=session.generator) * self.lowest
+            session.memory[f"{name}.theta"] = start.to(connections.weight)  # of the dead only
+
+    @torch.no_grad()
+    def look(self, session: WeightSession) -> None:
+        """Remember the signs that the step may change."""
+        for name, connections in session.connections.items() if not self.soft else ():
+            session.memory[f"{name}.sign"] = connections.weight.sign()
 
     def due(self, session: WeightSession, step: int) -> bool:
         """Return True: connections may change at every step."""
@@ -69,9 +74,9 @@ class DeepR(WeightMethod):
         rates = session.learning_rates()
         for name, connections in session.connections.items():
             rate = rates.get(id(connections.weight), 0.0)
-            sign = session.memory[f"{name}.sign"]
-            shift = -rate * self.strength + rate * self.noise * self._normal(session, name)
-            connections.weight.add_(shift * sign * connections.mask)
+            shift = -rate * self.strength + rate * self.noise * _normal(connections.weight, session)
+            sign = session.memory[f"{name}.sign"].where(connections.weight != 0, 0.0)  # dead ones stay where they are
+            connections.weight.add_(shift * sign)
 
     @torch.no_grad()
     def update(self, session: WeightSession) -> None:
@@ -80,19 +85,22 @@ class DeepR(WeightMethod):
         for name, connections in session.connections.items():
             sign = session.memory[f"{name}.sign"]
             theta = connections.weight * sign
-            dead = (connections.mask & (theta <= 0)).flatten().nonzero().flatten()
+            dead = connections.entries(theta <= 0)
             if not self.soft:
-                grow = connections.best(len(dead), session.random(name), also=dead)
-                session.rewire(name, dead, grow, SEED * sign.flatten()[grow], returning=False)
+                grow = connections.anywhere(len(dead), session.generator, also=dead)
+                session.rewire(name, dead, grow, SEED * _signs(grow.shape, session).to(theta), returning=False)
                 continue
             rest = session.memory[f"{name}.theta"]
-            rest.add_(rates.get(id(connections.weight), 0.0) * self.noise * self._normal(session, name))
+            rest.add_(rates.get(id(connections.weight), 0.0) * self.noise * _normal(rest, session))
             rest.clamp_(min=self.lowest)
             grow = (~connections.mask & (rest > 0)).flatten().nonzero().flatten()
             rest.copy_(torch.where(connections.mask, theta.clamp(min=self.lowest), rest))
             session.rewire(name, dead, grow, (rest * sign).flatten()[grow])
 
-    def _normal(self, session: WeightSession, name: str) -> Tensor:
-        mask = session.connections[name].mask
-        drawn = torch.randn(mask.shape, generator=session.generator)
-        return drawn.to(mask.device, session.connections[name].weight.dtype)
+
+def _signs(shape: torch.Size, session: WeightSession) -> Tensor:
+    return 1.0 - 2.0 * torch.randint(2, shape, generator=session.generator)
+
+
+def _normal(like: Tensor, session: WeightSession) -> Tensor:
+    return torch.randn(like.shape, generator=session.generator).to(like)

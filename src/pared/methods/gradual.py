@@ -61,10 +61,10 @@ class GradualMagnitude(WeightMethod):
     def drops(self, session: WeightSession, sparsity: float) -> dict[str, Tensor]:
         """Return the living entries of each weight whose death makes the network as sparse as said."""
         if self.scope == "layer":
-            zeros = spread({n: c.mask.shape for n, c in session.connections.items()}, sparsity, self.distribution)
+            zeros = spread({n: c.shape for n, c in session.connections.items()}, sparsity, self.distribution)
         else:
             zeros = _smallest(session, sparsity)
-        more = {n: zeros[n] - (c.mask.numel() - c.count) for n, c in session.connections.items()}
+        more = {n: zeros[n] - (c.shape.numel() - c.count) for n, c in session.connections.items()}
         return {n: weakest(c, c.values().abs(), max(0, more[n])) for n, c in session.connections.items()}
 
     def cut(self, session: WeightSession, drops: dict[str, Tensor]) -> None:
@@ -75,9 +75,12 @@ class GradualMagnitude(WeightMethod):
 
 
 def _smallest(session: WeightSession, sparsity: float) -> dict[str, int]:
-    """How many of each layer are among the smallest of the network."""
-    values = {name: connections.weight.detach().abs().flatten() for name, connections in session.connections.items()}
-    together = torch.cat(list(values.values()))
+    """How many of each layer are among the smallest of the network, the dead being the smallest of all."""
+    values = {name: connections.values().abs() for name, connections in session.connections.items()}
+    dead = {name: connections.shape.numel() - connections.count for name, connections in session.connections.items()}
+    everything = sum(connections.shape.numel() for connections in session.connections.values())
+    more = max(0, round(sparsity * everything) - sum(dead.values()))
     owner = torch.cat([torch.full((len(v),), place, device=v.device) for place, v in enumerate(values.values())])
-    dead = owner[together.argsort(stable=True)[: round(sparsity * len(together))]]
-    return dict(zip(values, torch.bincount(dead, minlength=len(values)).tolist(), strict=True))
+    dying = owner[torch.cat(list(values.values())).argsort(stable=True)[:more]]
+    counts = torch.bincount(dying, minlength=len(values)).tolist()
+    return {name: dead[name] + count for name, count in zip(values, counts, strict=True)}

@@ -9,7 +9,7 @@ from torch import Tensor
 from pared.errors import ConfigError
 from pared.methods.weight_session import WeightSession
 from pared.methods.weights import WeightMethod, check_window, within
-from pared.topology import Cosine, Masked, Schedule
+from pared.topology import Connections, Cosine, Schedule
 
 Scope = Literal["neuron", "layer"]
 Regrow = Literal["zero", "keep", "threshold"]
@@ -87,17 +87,15 @@ class LpSS(WeightMethod):
             mean = mean_of_rows(connections)
             drop = self._below(session, name, share * mean)
             if self.regrow == "keep":
-                last = session.memory.get(f"{name}.last", torch.zeros(connections.mask.numel(), device=drop.device))
-                last[drop] = connections.weight.flatten()[drop].to(last.dtype)
+                last = session.memory.get(f"{name}.last", torch.zeros(connections.shape.numel(), device=drop.device))
+                last[drop] = connections.values()[torch.isin(connections.live(), drop)].to(last.dtype)
                 session.memory[f"{name}.last"] = last
             each = torch.bincount(drop // connections.columns, minlength=connections.rows)
             k = rounded(growth * each) if self.scope == "neuron" else round(growth * len(drop))
-            grow = connections.best(k, connections.gradient().abs(), also=drop)
+            grow = connections.steepest(k, also=drop)
             session.rewire(name, drop, grow, self._values(session, name, grow, share * mean), returning=False)
             if self.grace:
-                young = torch.zeros_like(connections.mask)
-                young.view(-1)[grow] = True
-                session.memory[f"{name}.young"] = young
+                session.memory[f"{name}.young"] = grow
 
     def _below(self, session: WeightSession, name: str, bar: Tensor) -> Tensor:
         connections = session.connections[name]
@@ -105,7 +103,7 @@ class LpSS(WeightMethod):
         row = live // connections.columns
         weak = values < bar[row]
         if f"{name}.young" in session.memory:
-            weak &= ~session.memory[f"{name}.young"].flatten()[live]
+            weak &= ~torch.isin(live, session.memory[f"{name}.young"])
         top = torch.full_like(bar, -torch.inf).scatter_reduce(0, row, values, "amax")
         return live[weak & (values < top[row])]  # the largest of a neuron never is below its mean, but for rounding
 
@@ -114,11 +112,11 @@ class LpSS(WeightMethod):
         if self.regrow == "keep":
             return session.memory[f"{name}.last"][grow]
         if self.regrow == "threshold":
-            return -connections.gradient().flatten()[grow].sign() * bar[grow // connections.columns]
+            return -connections.gradient_at(grow).sign() * bar[grow // connections.columns]
         return 0.0
 
 
-def mean_of_rows(connections: Masked) -> Tensor:
+def mean_of_rows(connections: Connections) -> Tensor:
     """Return the mean magnitude of the living weights of each row, (rows,); 0 where none lives."""
     values, row = connections.values().abs(), connections.live() // connections.columns
     total = torch.zeros(connections.rows, dtype=values.dtype, device=values.device).index_add_(0, row, values)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pared.methods.weight_session import WeightSession
 from pared.methods.weights import WeightMethod, check_window, within
-from pared.topology import Cosine, Masked, Schedule
+from pared.topology import Connections, Cosine, Schedule
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Rewiring(WeightMethod):
         for name, connections in session.connections.items():
             k = int(share * connections.count)
             drop = weakest(connections, self.strength_of(connections), k)
-            session.rewire(name, drop, connections.best(k, self.promise(session, name), also=drop))
+            session.rewire(name, drop, self.growing(session, connections, k, drop))
 
-    def strength_of(self, connections: Masked) -> Tensor:
+    def strength_of(self, connections: Connections) -> Tensor:
         """Return what living connections are worth, (count,): the magnitude of their weights."""
         return connections.values().abs()
 
     @abstractmethod
-    def promise(self, session: WeightSession, name: str) -> Tensor:
-        """Return what dead connections of a weight would be worth, (rows, columns)."""
+    def growing(self, session: WeightSession, connections: Connections, k: int, also: Tensor) -> Tensor:
+        """Return `k` entries that are dead, or among the `also`, which die: those to grow."""
 
 
-def weakest(connections: Masked, strength: Tensor, k: int) -> Tensor:
+def weakest(connections: Connections, strength: Tensor, k: int) -> Tensor:
     """Return the `k` living entries of least strength, int64 (k,); never all of them."""
     k = min(k, connections.count - 1)
     return connections.live()[strength.topk(k, largest=False).indices].sort().values

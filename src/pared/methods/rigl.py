@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pared.methods.rewiring import Rewiring
 from pared.methods.weight_session import WeightSession
+from pared.topology import Connections
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RigL(Rewiring):
 
     instead: ClassVar[bool] = True
 
-    def promise(self, session: WeightSession, name: str) -> Tensor:
-        """Return the gradient's magnitude."""
-        return session.connections[name].gradient().abs()
+    def growing(self, session: WeightSession, connections: Connections, k: int, also: Tensor) -> Tensor:
+        """Return those of largest gradient."""
+        del session
+        return connections.steepest(k, also)

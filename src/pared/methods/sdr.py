@@ -37,7 +37,6 @@ class SDR(GradualMagnitude):
     strength: float = 1e-4
     tolerance: float | None = None
     scope: Scope = "network"
-    looks: ClassVar[bool] = True
     presses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -78,7 +77,8 @@ class SDR(GradualMagnitude):
     def press(self, session: WeightSession) -> None:
         """Shrink what the loss does not feel."""
         for connections in session.connections.values():
-            deaf = (1.0 - connections.gradient().abs()).clamp(min=0.0).view_as(connections.weight)
+            grad = connections.weight.grad
+            deaf = 1.0 if grad is None else (1.0 - grad.abs()).clamp(min=0.0)
             connections.weight.mul_(1.0 - self.strength * deaf)
 
     def due(self, session: WeightSession, step: int) -> bool:

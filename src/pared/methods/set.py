@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pared.methods.rewiring import Rewiring
 from pared.methods.weight_session import WeightSession
-from pared.topology import Constant, Schedule
+from pared.topology import Connections, Constant, Schedule
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class SET(Rewiring):
     fraction: Schedule = field(default_factory=lambda: Constant(0.3))
     blind: ClassVar[bool] = True
 
-    def promise(self, session: WeightSession, name: str) -> Tensor:
-        """Return random numbers."""
-        return session.random(name)
+    def growing(self, session: WeightSession, connections: Connections, k: int, also: Tensor) -> Tensor:
+        """Return some at random."""
+        return connections.anywhere(k, session.generator, also)

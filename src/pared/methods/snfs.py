@@ -65,7 +65,7 @@ class SNFS(WeightMethod):
         for name, connections in session.connections.items():
             means[name] = float(session.memory[name].flatten()[connections.live()].abs().mean())
             drops[name] = weakest(connections, connections.values().abs(), math.ceil(share * connections.count))
-            room[name] = connections.mask.numel() - connections.count + len(drops[name])
+            room[name] = connections.shape.numel() - connections.count + len(drops[name])
         grown = shares(sum(map(len, drops.values())), means, room)
         for name, connections in session.connections.items():
             grow = connections.best(grown[name], session.memory[name].abs(), also=drops[name])

@@ -8,7 +8,7 @@ from torch import Tensor
 from pared.methods.rewiring import Rewiring
 from pared.methods.weight_session import WeightSession
 from pared.methods.weights import Scope, WeightMethod, check_scope
-from pared.topology import Cosine, Masked, Schedule, spread
+from pared.topology import Connections, Cosine, Schedule, spread
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SNIP(WeightMethod):
         """Choose, at the first step."""
         if session.steps > 0 or self.sparsity == 0.0:
             return
-        sizes = {name: connections.mask.shape for name, connections in session.connections.items()}
+        sizes = {name: connections.shape for name, connections in session.connections.items()}
         zeros = spread(sizes, self.sparsity, self.distribution)
         saliency = {name: _saliency(connections) for name, connections in session.connections.items()}
         if self.scope == "network":
@@ -53,7 +53,7 @@ class SNIP(WeightMethod):
             session.rewire(name, drop.sort().values, drop[:0])
 
 
-def _saliency(connections: Masked) -> Tensor:
+def _saliency(connections: Connections) -> Tensor:
     weight = connections.weight
     return torch.zeros_like(weight) if weight.grad is None else (weight.grad * weight).abs()
 
@@ -73,10 +73,11 @@ class SNIPDynamic(Rewiring):
     end: float = 0.8
     fraction: Schedule = field(default_factory=lambda: Cosine(0.2))
 
-    def strength_of(self, connections: Masked) -> Tensor:
+    def strength_of(self, connections: Connections) -> Tensor:
         """Return the gradient's magnitude at living connections, (count,)."""
-        return connections.gradient().flatten()[connections.live()].abs()
+        return connections.gradient_at(connections.live()).abs()
 
-    def promise(self, session: WeightSession, name: str) -> Tensor:
-        """Return the gradient's magnitude."""
-        return session.connections[name].gradient().abs()
+    def growing(self, session: WeightSession, connections: Connections, k: int, also: Tensor) -> Tensor:
+        """Return those of largest gradient."""
+        del session
+        return connections.steepest(k, also)

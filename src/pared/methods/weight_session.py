@@ -15,7 +15,7 @@ from pared.errors import RunError
 from pared.methods.session import Session, check_format
 from pared.optim.base import SphereOptimizer
 from pared.surgery.trace import evaluating
-from pared.topology import Masked
+from pared.topology import Carry, Masked
 
 if TYPE_CHECKING:
     from pared.methods.weights import WeightMethod
@@ -60,32 +60,25 @@ class WeightSession(Session):
         self.events: list[Rewired] = []
         self.on_event: Callable[[Rewired], None] = _ignore
         for name, one in self.connections.items():
-            one.hold()
-            self._forget(name, (~one.mask).flatten().nonzero().flatten())
+            self._carry(name, one.begin())
             self._tell(name, one.live()[:0])
 
     @property
     def sparsity(self) -> float:
         """The share of zeros among the weights that can die."""
         live = sum(connections.count for connections in self.connections.values())
-        return 1.0 - live / sum(connections.mask.numel() for connections in self.connections.values())
+        return 1.0 - live / sum(connections.shape.numel() for connections in self.connections.values())
 
     @property
     def params(self) -> int:
         """The parameters of the network that are not dead."""
-        dead = sum(connections.mask.numel() - connections.count for connections in self.connections.values())
+        dead = sum(connections.shape.numel() - connections.count for connections in self.connections.values())
         return sum(p.numel() for p in self.model.parameters()) - dead
 
     def done(self, begin: float, end: float) -> float:
         """Return how much of the run's part between the fractions `begin` and `end` has passed, in [0, 1]."""
         assert self.total_steps is not None
         return min(max((self.steps / self.total_steps - begin) / max(end - begin, 1e-12), 0.0), 1.0)
-
-    def random(self, name: str) -> Tensor:
-        """Return numbers uniform on [0, 1) for all entries of a weight, (rows, columns), the same on every device."""
-        connections = self.connections[name]
-        drawn = torch.rand(connections.rows, connections.columns, generator=self.generator)
-        return drawn.to(connections.mask.device)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take the optimizer's step, with what the method does before and behind it.
@@ -131,9 +124,7 @@ class WeightSession(Session):
             values = values[~both] if isinstance(values, Tensor) and values.ndim else values
             drop, grow = drop[~torch.isin(drop, grow)], grow[~both]
         connections = self.connections[name]
-        connections.drop(drop)
-        connections.grow(grow, values)
-        self._forget(name, torch.cat([drop, grow]))
+        self._carry(name, connections.change(drop, grow, values))
         self._tell(name, grow)
         self._mask_copies(name)
         if len(drop) or len(grow):
@@ -161,16 +152,16 @@ class WeightSession(Session):
         return float(value)
 
     @torch.no_grad()
-    def _forget(self, name: str, index: Tensor) -> None:
-        """Let the optimizer know nothing of these entries, as of fresh ones."""
+    def _carry(self, name: str, carry: Carry) -> None:
+        """Let the optimizer's state of a weight follow a change, as if new entries had never been there."""
         weight = self.connections[name].weight
-        places = torch.unravel_index(index, weight.shape)
         group = next(g for g in self.optimizer.param_groups if any(p is weight for p in g["params"]))
         # Rprop's rates start at the group's, Adagrad's sums where it says, all else at 0.
         fresh = {"step_size": float(group["lr"]), "sum": group.get("initial_accumulator_value", 0.0)}
-        for key, state in self.optimizer.state.get(weight, {}).items():
-            if isinstance(state, Tensor) and state.shape == weight.shape:
-                state[places] = fresh.get(key, 0.0)
+        known = self.optimizer.state.get(weight, {})
+        for key, state in list(known.items()):
+            if isinstance(state, Tensor) and state.ndim and state.shape == weight.shape:
+                known[key] = carry(state, fresh.get(key, 0.0))
 
     def _tell(self, name: str, grow: Tensor) -> None:
         """Tell an optimizer that depends on which weights live."""

@@ -1,17 +1,24 @@
 """The living connections of one weight: who lives, how large, and who would be next."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+#: Carries a tensor that belongs to a weight, entry by entry, over a change; what is new begins at the number.
+Carry = Callable[[Tensor, float], Tensor]
+
 
 class Connections(Protocol):
     """Which entries of a weight live. Entries are numbered as in the flat weight; a row makes one unit.
 
-    `rows` and `columns` are the weight's first size and the product of the others.
+    `weight` is the parameter that holds the numbers: all of them, or those of the living, in their order. `shape` is that of
+    the whole weight, `rows` its first size and `columns` the product of the others.
     """
 
+    weight: nn.Parameter
+    shape: torch.Size
     rows: int
     columns: int
 
@@ -28,20 +35,28 @@ class Connections(Protocol):
         """Return their weights, (count,)."""
         ...
 
-    def gradient(self) -> Tensor:
-        """Return the loss's gradient for all entries, dead ones as if they were there, (rows, columns)."""
+    def entries(self, where: Tensor) -> Tensor:
+        """Return the numbers of the living at which `where`, boolean of `weight`'s shape, is true."""
         ...
 
-    def best(self, k: int | Tensor, worth: Tensor, also: Tensor | None = None) -> Tensor:
-        """Return the `k` dead entries, or the `also`, of most `worth` (rows, columns); of each row if k is (rows,)."""
+    def gradient_at(self, index: Tensor) -> Tensor:
+        """Return the loss's gradient of entries, dead ones as if they were there; like `index`."""
         ...
 
-    def drop(self, index: Tensor) -> None:
-        """Let living entries die: their weights are exactly 0 from now on."""
+    def steepest(self, k: int | Tensor, also: Tensor) -> Tensor:
+        """Return the `k` dead entries, or the `also`, of largest gradient; of each row if k is (rows,)."""
         ...
 
-    def grow(self, index: Tensor, values: Tensor | float = 0.0) -> None:
-        """Let dead entries live, with these weights."""
+    def anywhere(self, k: int, generator: torch.Generator, also: Tensor) -> Tensor:
+        """Return `k` dead entries, or the `also`, at random, by a generator of the CPU."""
+        ...
+
+    def begin(self) -> Carry:
+        """Make dead weights 0, and what belongs to them too."""
+        ...
+
+    def change(self, drop: Tensor, grow: Tensor, values: Tensor | float = 0.0) -> Carry:
+        """Let living entries `drop` die, and then dead entries `grow` live with these values."""
         ...
 
 
@@ -49,7 +64,7 @@ class Masked:
     """Connections kept in a dense weight, with exact zeros where none is, and a mask beside it."""
 
     def __init__(self, weight: nn.Parameter, mask: Tensor | None = None) -> None:
-        self.weight = weight
+        self.weight, self.shape = weight, weight.shape
         self.mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device) if mask is None else mask
         self.rows, self.columns = len(weight), weight[0].numel()
         self.dense: Tensor | None = None  # the gradient of all entries, while it is kept
@@ -68,6 +83,10 @@ class Masked:
         """Return their weights, (count,)."""
         return self.weight[self.mask]
 
+    def entries(self, where: Tensor) -> Tensor:
+        """Return the numbers of the living at which `where`, boolean of `weight`'s shape, is true."""
+        return (self.mask & where).flatten().nonzero().flatten()
+
     def keep_gradient(self) -> None:
         """Remember the gradient of all entries, before `hold_gradient` takes the dead ones' away."""
         grad = self.weight.grad
@@ -81,6 +100,10 @@ class Masked:
         """Return the gradient that was kept, (rows, columns)."""
         assert self.dense is not None, "the gradient was not kept"
         return self.dense.reshape(self.rows, self.columns)
+
+    def gradient_at(self, index: Tensor) -> Tensor:
+        """Return the gradient that was kept of entries; like `index`."""
+        return self.gradient().flatten()[index]
 
     @torch.no_grad()
     def hold_gradient(self) -> None:
@@ -108,18 +131,39 @@ class Masked:
         first = torch.arange(self.rows, device=order.device).unsqueeze(1) * self.columns
         return (order + first)[taken].sort().values
 
-    @torch.no_grad()
-    def drop(self, index: Tensor) -> None:
-        """Let living entries die: their weights are exactly 0 from now on."""
-        self.mask.view(-1)[index] = False
-        self._write(index, 0.0)
+    def steepest(self, k: int | Tensor, also: Tensor) -> Tensor:
+        """Return the `k` dead entries, or the `also`, of largest gradient; of each row if k is (rows,)."""
+        return self.best(k, self.gradient().abs(), also)
+
+    def anywhere(self, k: int, generator: torch.Generator, also: Tensor) -> Tensor:
+        """Return `k` dead entries, or the `also`, at random, by a generator of the CPU."""
+        drawn = torch.rand(self.rows, self.columns, generator=generator)
+        return self.best(k, drawn.to(self.mask.device), also)
+
+    def begin(self) -> Carry:
+        """Make dead weights 0, and what belongs to them too."""
+        self.hold()
+        return self._carry((~self.mask).flatten().nonzero().flatten())
 
     @torch.no_grad()
-    def grow(self, index: Tensor, values: Tensor | float = 0.0) -> None:
-        """Let dead entries live, with these weights."""
-        self.mask.view(-1)[index] = True
-        self._write(index, values)
+    def change(self, drop: Tensor, grow: Tensor, values: Tensor | float = 0.0) -> Carry:
+        """Let living entries `drop` die, and then dead entries `grow` live with these values."""
+        flat = self.mask.view(-1)
+        flat[drop] = False
+        flat[grow] = True
+        self.weight[self._places(drop)] = 0.0
+        values = torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
+        self.weight[self._places(grow)] = values
+        return self._carry(torch.cat([drop, grow]))
 
-    def _write(self, index: Tensor, values: Tensor | float) -> None:
-        places = torch.unravel_index(index, self.weight.shape)  # a weight need not be contiguous
-        self.weight[places] = torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
+    def _carry(self, index: Tensor) -> Carry:
+        places = self._places(index)
+
+        def carry(tensor: Tensor, fresh: float) -> Tensor:
+            tensor[places] = fresh
+            return tensor
+
+        return carry
+
+    def _places(self, index: Tensor) -> tuple[Tensor, ...]:
+        return torch.unravel_index(index, self.shape)  # a weight need not be contiguous

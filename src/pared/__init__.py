@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pared._version import __version__
 
 if TYPE_CHECKING:
+    from pared.configuration import show_config as show_config
     from pared.estimators import ParedClassifier as ParedClassifier
     from pared.estimators import ParedRegressor as ParedRegressor
     from pared.fitting import fit as fit
@@ -55,6 +56,7 @@ _PUBLIC = {
     "remove_ddp": "pared.surgery",
     "save": "pared.surgery",
     "search": "pared.searching",
+    "show_config": "pared.configuration",
     "shrink": "pared.shrinking",
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "remove_ddp",
     "save",
     "search",
+    "show_config",
     "shrink",
 ]
 

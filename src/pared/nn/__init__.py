@@ -3,6 +3,7 @@
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.select import Select
+from pared.nn.sparse_linear import SparseLinear
 from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
 
@@ -10,6 +11,7 @@ __all__ = [
     "HardConcrete",
     "KernelSwitch",
     "Select",
+    "SparseLinear",
     "Switch",
     "Switched",
     "SwitchedConv1d",

@@ -2,10 +2,13 @@
 
 from pared.ops.hoyer import cross_correlation, expected_hoyer, hoyer
 from pared.ops.lp import dual_direction, dual_exponent, lp_norm, signed_power
+from pared.ops.pattern import Pattern
 from pared.ops.prox import group_soft_threshold, soft_threshold
 from pared.ops.signs import update_sign_statistics_
+from pared.ops.sparse import sparse_linear
 
 __all__ = [
+    "Pattern",
     "cross_correlation",
     "dual_direction",
     "dual_exponent",
@@ -15,5 +18,6 @@ __all__ = [
     "lp_norm",
     "signed_power",
     "soft_threshold",
+    "sparse_linear",
     "update_sign_statistics_",
 ]

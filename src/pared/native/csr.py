@@ -1,0 +1,113 @@
+"""The compiled products of a sparse and a dense matrix, checked before any pointer is used.
+
+Tensors are on the CPU and contiguous; numbers are float32 or float64, all of one type; indices are int32. (crow, col) is a
+pattern of `rows` rows in CSR whose columns ascend and lie inside `inner`, as `pared.ops.Pattern` makes sure of once; its
+entry i has the number perm[i] in values, or i where `perm` is None. `isa` asks for an instruction set of
+`library.INSTRUCTIONS`, -1 for the best there is; results are the same for any number of threads.
+"""
+
+import torch
+from torch import Tensor
+
+from pared.errors import ConfigError
+from pared.native.library import Library, library
+
+_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels are there and take tensors like `x`."""
+    return x.dtype in _SUFFIX and x.device.type == "cpu" and library() is not None
+
+
+def product(
+    crow: Tensor, col: Tensor, perm: Tensor | None, values: Tensor, bias: Tensor | None, x: Tensor, *, isa: int = -1
+) -> Tensor:
+    """Return A x + bias, (rows, batch), for the matrix A with these `values` (entries,); `bias` is (rows,), `x` (inner, batch).
+
+    Raises:
+        ConfigError: a tensor is not what the kernel takes.
+    """
+    sizes = _check_pattern(crow, col, perm, x)
+    _check_numbers(x, {"values": (values, (sizes[3],)), "bias": (bias, (sizes[0],))})
+    out = x.new_empty((sizes[0], sizes[2]))
+    _call("product", x, sizes, (crow, col, perm, values, bias, x, out), isa)
+    return out
+
+
+def dots(crow: Tensor, col: Tensor, perm: Tensor | None, held: Tensor, x: Tensor, *, isa: int = -1) -> Tensor:
+    """Return <held[row], x[col]> for each entry, (entries,); `held` is (rows, batch), `x` (inner, batch).
+
+    Raises:
+        ConfigError: a tensor is not what the kernel takes.
+    """
+    sizes = _check_pattern(crow, col, perm, x)
+    _check_numbers(x, {"held": (held, (sizes[0], sizes[2]))})
+    out = x.new_empty(sizes[3])
+    _call("dots", x, sizes, (crow, col, perm, held, x, out), isa)
+    return out
+
+
+def backward(
+    crow: Tensor, col: Tensor, perm: Tensor | None, values: Tensor, held: Tensor, x: Tensor, *, isa: int = -1
+) -> tuple[Tensor, Tensor]:
+    """Return `product` without a bias and `dots`, (rows, batch) and (entries,), reading the rows of `x` once for both.
+
+    Raises:
+        ConfigError: a tensor is not what the kernel takes.
+    """
+    sizes = _check_pattern(crow, col, perm, x)
+    _check_numbers(x, {"values": (values, (sizes[3],)), "held": (held, (sizes[0], sizes[2]))})
+    out, dotted = x.new_empty((sizes[0], sizes[2])), x.new_empty(sizes[3])
+    _call("backward", x, sizes, (crow, col, perm, values, held, x, out, dotted), isa)
+    return out, dotted
+
+
+def _check_pattern(crow: Tensor, col: Tensor, perm: Tensor | None, x: Tensor) -> tuple[int, int, int, int]:
+    """Return rows, inner size, batch and entries."""
+    if (
+        x.ndim != 2
+        or crow.ndim != 1
+        or col.ndim != 1
+        or len(crow) < 1
+        or (perm is not None and perm.shape != col.shape)
+    ):
+        shapes = [None if t is None else tuple(t.shape) for t in (x, crow, col, perm)]
+        raise ConfigError(f"expected x (features, batch), crow (rows + 1,), col and perm (entries,); got {shapes}")
+    for name, index in (("crow", crow), ("col", col), ("perm", perm)):
+        if index is not None and (
+            index.dtype != torch.int32 or index.device.type != "cpu" or not index.is_contiguous()
+        ):
+            raise ConfigError(
+                f"{name} must be a contiguous int32 tensor on the CPU, got {index.dtype} on {index.device}"
+            )
+    return len(crow) - 1, x.shape[0], x.shape[1], len(col)
+
+
+def _check_numbers(x: Tensor, others: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Make sure that all numbers are of one type that there is a kernel for, in the shapes that are given."""
+    if x.dtype not in _SUFFIX or x.device.type != "cpu" or not x.is_contiguous():
+        raise ConfigError(f"x must be contiguous float32 or float64 on the CPU, got {x.dtype} on {x.device}")
+    for name, (tensor, shape) in others.items():
+        if tensor is None:
+            continue
+        if tensor.dtype != x.dtype or tensor.device != x.device or not tensor.is_contiguous() or tensor.shape != shape:
+            raise ConfigError(
+                f"{name} must be contiguous {x.dtype} on {x.device} of shape {shape}; got {tensor.dtype} on "
+                f"{tensor.device} of shape {tuple(tensor.shape)}"
+            )
+
+
+def _call(name: str, x: Tensor, sizes: tuple[int, ...], tensors: tuple[Tensor | None, ...], isa: int) -> None:
+    """Run a kernel on as many threads as torch uses."""
+    opened: Library | None = library()
+    if opened is None:
+        raise ConfigError("the compiled kernels are not there; see pared.show_config()")
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    code = opened.functions[f"pared_{name}_{_SUFFIX[x.dtype]}"](*sizes, *pointers, isa, torch.get_num_threads())
+    if code == 1:
+        raise MemoryError(f"no memory for the scratch of a sparse {name} with {sizes[2]} columns")
+    if code:
+        raise ConfigError(
+            f"crow must ascend from 0 to the {sizes[3]} entries of col; make patterns with pared.ops.Pattern"
+        )

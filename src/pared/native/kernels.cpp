@@ -1,0 +1,270 @@
+// Products of a sparse and a dense matrix, for features-major activations: row f of a (features, batch) matrix is one
+// feature of all samples, so that an entry of the pattern works on whole registers of samples.
+//
+// One walk serves three tasks. The rows of a pattern in CSR (crow, col) are walked, and each entry i reads row col[i] of
+// the dense matrix `gathered`; the entry's number in `values` and `dots` is perm[i], or i where there is no perm:
+//     product  out[r, :] = bias[r] + sum over i in row r of values[i] * gathered[col[i], :]
+//     dots     dots[i] = <held[r, :], gathered[col[i], :]>
+//     both     at once, reading what is gathered once: the backward pass, along the transposed pattern
+//
+// Every number is computed by one thread in one order, so that results do not depend on how many threads there are.
+// Pointers are trusted; that columns ascend inside a row and lie inside the matrix was checked when the pattern was made.
+//
+// To add a kernel: a Task of its own or a walk of its own, an entry point below, its signature in library.py, VERSION + 1.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+#include <thread>
+#endif
+
+#if defined(_WIN32)
+#define PARED_EXPORT extern "C" __declspec(dllexport)
+#else
+#define PARED_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+#define PARED_INLINE inline __attribute__((always_inline))
+#if defined(__clang__)
+#define PARED_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define PARED_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace {
+
+constexpr int VERSION = 1;
+constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
+constexpr int64_t CACHE = 512 * 1024;  // bytes of gathered rows that are read over and over: half of a common second cache
+constexpr int64_t SHARE = 1 << 18;     // multiplications below which a thread costs more than it brings
+
+template <class T>
+struct Task {
+    int64_t rows, inner, batch;  // of the pattern; columns of the dense matrices, which are contiguous
+    const int32_t *crow, *col, *perm;
+    const T *values, *bias, *gathered, *held;
+    T *out, *dots;
+};
+
+// Scratch that is given back, and no exception when there is none.
+template <class T>
+struct Memory {
+    T* at;
+    bool wanted;
+    explicit Memory(int64_t count) : at(nullptr), wanted(count > 0) {
+        if (wanted) at = static_cast<T*>(std::malloc(size_t(count) * sizeof(T)));
+    }
+    ~Memory() { std::free(at); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    bool failed() const { return wanted && !at; }
+};
+
+// Batches that do not fill a register: one or a few columns, one after the other.
+template <class T, bool product, bool dots>
+int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) {
+        const int32_t begin = task.crow[r], end = task.crow[r + 1];
+        for (int64_t c = 0; c < task.batch; ++c) {
+            const T* gathered = task.gathered + c;
+            const T held = dots ? task.held[r * task.batch + c] : T(0);
+            T sums[4] = {};  // several, since each addition waits for the one before
+            for (int32_t i = begin; i < end; ++i) {
+                const T row = gathered[task.col[i] * task.batch];
+                const int32_t index = task.perm ? task.perm[i] : i;
+                if (product) sums[(i - begin) & 3] += task.values[index] * row;
+                if (dots) task.dots[index] = c ? task.dots[index] + held * row : held * row;
+            }
+            if (product)
+                task.out[r * task.batch + c] = (task.bias ? task.bias[r] : T(0)) + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+        }
+    }
+    return 0;
+}
+
+}  // namespace
+
+#define PARED_ISA portable
+#define PARED_BYTES 16
+#if defined(__aarch64__)
+#define PARED_WIDE 8
+#define PARED_BOTH 8
+#else
+#define PARED_WIDE 8
+#define PARED_BOTH 4
+#endif
+namespace {
+#include "sweep.inc"
+}
+#undef PARED_ISA
+#undef PARED_BYTES
+#undef PARED_WIDE
+#undef PARED_BOTH
+
+#if defined(__x86_64__)
+#define PARED_X86 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define PARED_ISA avx2
+#define PARED_BYTES 32
+#define PARED_WIDE 8
+#define PARED_BOTH 4
+namespace {
+#include "sweep.inc"
+}
+#undef PARED_ISA
+#undef PARED_BYTES
+#undef PARED_WIDE
+#undef PARED_BOTH
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#endif
+#define PARED_ISA avx512
+#define PARED_BYTES 64
+#define PARED_WIDE 8
+#define PARED_BOTH 8
+namespace {
+#include "sweep.inc"
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace {
+
+// 0 portable, 1 AVX2 with FMA, 2 AVX-512: the best this processor has.
+int best_isa() {
+#if defined(PARED_X86)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+template <class T, bool product, bool dots>
+int part(const Task<T>& task, int isa, int64_t first, int64_t last) {
+    if (first >= last) return 0;
+    if (task.batch < 16 / int64_t(sizeof(T))) return part_narrow<T, product, dots>(task, first, last);
+#if defined(PARED_X86)
+    if (isa >= 2 && task.batch >= 64 / int64_t(sizeof(T))) return avx512::part<T, product, dots>(task, first, last);
+    if (isa >= 1 && task.batch >= 32 / int64_t(sizeof(T))) return avx2::part<T, product, dots>(task, first, last);
+#endif
+    return portable::part<T, product, dots>(task, first, last);
+}
+
+// The first row of share `number` of `count`, by entries, with rows counted too since empty ones are written.
+template <class T>
+int64_t share(const Task<T>& task, int64_t number, int64_t count) {
+    const int64_t target = (int64_t(task.crow[task.rows]) + 4 * task.rows) * number / count;
+    int64_t low = 0, high = task.rows;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (task.crow[middle] + 4 * middle < target)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+template <class T, bool product, bool dots>
+int run(const Task<T>& task, int64_t entries, int isa, int threads) {
+    bool ordered = task.crow[0] == 0 && task.crow[task.rows] == entries;
+    for (int64_t r = 0; r < task.rows; ++r) ordered &= task.crow[r] <= task.crow[r + 1];
+    if (!ordered) return BAD_PATTERN;
+    if (dots && task.batch == 0) std::fill(task.dots, task.dots + entries, T(0));
+    if (task.batch == 0) return 0;
+    const int best = best_isa();
+    if (isa < 0 || isa > best) isa = best;
+    const int64_t useful = int64_t(entries) * task.batch / SHARE;
+    const int count = int(std::max<int64_t>(1, std::min<int64_t>({threads, useful, task.rows, 256})));
+    if (count == 1) return part<T, product, dots>(task, isa, 0, task.rows);
+    int codes[256] = {};
+    auto one = [&](int number) {
+        codes[number] = part<T, product, dots>(task, isa, share(task, number, count),
+                                               number + 1 == count ? task.rows : share(task, number + 1, count));
+    };
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(count) schedule(static, 1)
+    for (int number = 0; number < count; ++number) one(number);
+#else
+    std::thread others[256];
+    int started = 0;
+    try {
+        for (; started < count - 1; ++started) others[started] = std::thread(one, started + 1);
+    } catch (...) {  // no more threads to be had: what is left is done here
+    }
+    for (int number = started + 1; number < count; ++number) one(number);
+    one(0);
+    for (int number = 0; number < started; ++number) others[number].join();
+#endif
+    return *std::max_element(codes, codes + count);
+}
+
+}  // namespace
+
+PARED_EXPORT int pared_version() { return VERSION; }
+PARED_EXPORT int pared_best_isa() { return best_isa(); }
+
+PARED_EXPORT int pared_threading() {
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// out (rows, batch) = the pattern's matrix times gathered (inner, batch), plus bias (rows) if there is one.
+#define PARED_PRODUCT(name, T)                                                                                              \
+    PARED_EXPORT int name(int64_t rows, int64_t inner, int64_t batch, int64_t entries, const int32_t* crow,                 \
+                          const int32_t* col, const int32_t* perm, const T* values, const T* bias, const T* gathered,       \
+                          T* out, int isa, int threads) {                                                                   \
+        return run<T, true, false>({rows, inner, batch, crow, col, perm, values, bias, gathered, nullptr, out, nullptr},    \
+                                   entries, isa, threads);                                                                  \
+    }
+
+// dots (entries) = the rows of held (rows, batch) times those of gathered (inner, batch), where the pattern has an entry.
+#define PARED_DOTS(name, T)                                                                                                 \
+    PARED_EXPORT int name(int64_t rows, int64_t inner, int64_t batch, int64_t entries, const int32_t* crow,                 \
+                          const int32_t* col, const int32_t* perm, const T* held, const T* gathered, T* dots, int isa,      \
+                          int threads) {                                                                                    \
+        return run<T, false, true>({rows, inner, batch, crow, col, perm, nullptr, nullptr, gathered, held, nullptr, dots},  \
+                                   entries, isa, threads);                                                                  \
+    }
+
+// Both in one walk.
+#define PARED_BACKWARD(name, T)                                                                                             \
+    PARED_EXPORT int name(int64_t rows, int64_t inner, int64_t batch, int64_t entries, const int32_t* crow,                 \
+                          const int32_t* col, const int32_t* perm, const T* values, const T* held, const T* gathered,       \
+                          T* out, T* dots, int isa, int threads) {                                                          \
+        return run<T, true, true>({rows, inner, batch, crow, col, perm, values, nullptr, gathered, held, out, dots},        \
+                                  entries, isa, threads);                                                                   \
+    }
+
+PARED_PRODUCT(pared_product_f32, float)
+PARED_PRODUCT(pared_product_f64, double)
+PARED_DOTS(pared_dots_f32, float)
+PARED_DOTS(pared_dots_f64, double)
+PARED_BACKWARD(pared_backward_f32, float)
+PARED_BACKWARD(pared_backward_f64, double)

@@ -1,0 +1,48 @@
+"""The products of `pared.native.csr` with torch's own kernels: the reference, and what runs where nothing is compiled.
+
+Arguments and answers are those of `pared.native.csr`, on any device that torch has sparse CSR matrices for.
+"""
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+#: Where torch multiplies sparse CSR matrices, and of which numbers.
+DEVICES, DTYPES = ("cpu", "cuda"), (torch.float32, torch.float64)
+
+
+def product(crow: Tensor, col: Tensor, perm: Tensor | None, values: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Return A x + bias, (rows, batch)."""
+    rows = len(crow) - 1
+    if len(col) and x.shape[1]:
+        ordered = values if perm is None else values.index_select(0, perm)
+        out = (_matrix(crow, col, ordered, len(x)) @ x).contiguous()
+    else:
+        out = x.new_zeros((rows, x.shape[1]))
+    return out if bias is None else out.add_(bias.unsqueeze(1))
+
+
+def dots(crow: Tensor, col: Tensor, perm: Tensor | None, held: Tensor, x: Tensor) -> Tensor:
+    """Return <held[row], x[col]> for each entry, (entries,)."""
+    zeros = x.new_zeros(len(col))
+    if not len(col) or not x.shape[1]:
+        return zeros
+    found = torch.sparse.sampled_addmm(_matrix(crow, col, zeros, len(x)), held, x.t(), beta=0.0).values()
+    return found if perm is None else torch.empty_like(found).index_copy_(0, perm.long(), found)
+
+
+def _matrix(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
+    """Return the sparse matrix, unchecked since patterns are, (rows, columns)."""
+    _say_nothing()
+    return torch.sparse_csr_tensor(crow, col, values, (len(crow) - 1, columns), check_invariants=False)
+
+
+@cache
+def _say_nothing() -> None:
+    """Make torch's first sparse CSR matrix here, as it warns once, in any process, that these are in a beta state."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+        ends, none = torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+        torch.sparse_csr_tensor(ends, none, torch.zeros(0), (1, 1), check_invariants=False)

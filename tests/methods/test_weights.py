@@ -43,7 +43,7 @@ from pared.methods.lpss import rounded
 from pared.methods.snfs import shares
 from pared.ops import lp_norm
 from pared.optim import LpSGD, lp_groups
-from pared.topology import Constant
+from pared.topology import Constant, Masked
 from pared.train.checkpoint import load_state, save_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +87,11 @@ def bound(
     return binder(method, model)(model, optimizer(model), total_steps=TOTAL, generator=generator)
 
 
+def masked(session: WeightSession) -> dict[str, Masked]:
+    """Return the connections, all of which are of whole weights here."""
+    return {name: session.masked(name) for name in session.connections}
+
+
 def binder(method: WeightMethod, model: nn.Module) -> Callable[..., WeightSession]:
     """Return its `bind`, with the loss that SDR may need."""
     return partial(method.bind, loss=partial(loss_of, model)) if isinstance(method, SDR) else method.bind
@@ -119,11 +124,11 @@ def test_every_method_of_the_table_has_a_case() -> None:
 @pytest.mark.parametrize("conv", [False, True], ids=["linear", "convolutions"])
 def test_dead_weights_are_nothing_and_counts_are_kept(method: WeightMethod, conv: bool) -> None:
     session = bound(method, conv=conv)
-    before = {name: connections.count for name, connections in session.connections.items()}
+    before = {name: connections.count for name, connections in masked(session).items()}
     total = sum(before.values())
 
     def look() -> None:
-        for name, connections in session.connections.items():
+        for name, connections in masked(session).items():
             assert not connections.weight[~connections.mask].any()
             state = session.optimizer.state[connections.weight]
             assert not any(state[key][~connections.mask].any() for key in ("exp_avg", "exp_avg_sq"))
@@ -131,14 +136,14 @@ def test_dead_weights_are_nothing_and_counts_are_kept(method: WeightMethod, conv
             if isinstance(method, CONSTANT) or (isinstance(method, DeepR) and not method.soft):
                 assert connections.count == before[name]
         if isinstance(method, SNFS):
-            assert sum(connections.count for connections in session.connections.values()) == total
+            assert sum(connections.count for connections in masked(session).values()) == total
 
     run(session, TOTAL, look)
     assert bool(session.events) == (not isinstance(method, Static))
     if not isinstance(method, LpSS | DeepR):
-        numbers = [connections.mask.numel() for connections in session.connections.values()]
+        numbers = [connections.mask.numel() for connections in masked(session).values()]
         assert abs(session.sparsity - method.sparsity) * sum(numbers) <= len(numbers)
-    dead = sum(int((~connections.mask).sum()) for connections in session.connections.values())
+    dead = sum(int((~connections.mask).sum()) for connections in masked(session).values())
     assert session.params == sum(p.numel() for p in session.model.parameters()) - dead
 
 
@@ -146,10 +151,10 @@ def test_dead_weights_are_nothing_and_counts_are_kept(method: WeightMethod, conv
 def test_what_changes_is_told_and_new_connections_have_no_history(method: WeightMethod) -> None:
     session = bound(method)
     told: list[Any] = []
-    masks = {name: connections.mask.clone() for name, connections in session.connections.items()}
+    masks = {name: connections.mask.clone() for name, connections in masked(session).items()}
 
     def listen(event: Any) -> None:
-        connections = session.connections[event.layer]
+        connections = masked(session)[event.layer]
         assert event.live == connections.count
         grown = connections.mask & ~masks[event.layer]
         died = masks[event.layer] & ~connections.mask
@@ -188,8 +193,8 @@ def test_every_method_resumes_bit_equally(method: WeightMethod, optimizer: Any, 
         run(one, TOTAL - 23)
     for one in (other, twin):
         assert one.events == session.events
-        for name, connections in session.connections.items():
-            assert torch.equal(one.connections[name].mask, connections.mask)
+        for name, connections in masked(session).items():
+            assert torch.equal(masked(one)[name].mask, connections.mask)
         for mine, theirs in zip(session.model.parameters(), one.model.parameters(), strict=True):
             assert torch.equal(mine, theirs)
 
@@ -243,7 +248,7 @@ def test_averages_follow_and_the_network_comes_back_plain(method: WeightMethod) 
     assert not torch.equal(small(x), session.model(x))
     if isinstance(method, SET | RigL):
         changed = session.events[-1].layer
-        died = ~session.connections[changed].mask
+        died = ~masked(session)[changed].mask
         assert average.module.get_parameter(changed)[died].abs().max() < 1.0
 
 
@@ -252,7 +257,7 @@ def test_a_removal_reaches_averaged_copies_at_once() -> None:
     average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     session.follow(average)
     run(session, TOTAL // 2)
-    for name, connections in session.connections.items():
+    for name, connections in masked(session).items():
         assert not average.module.get_parameter(name)[~connections.mask].any()
 
 
@@ -262,8 +267,8 @@ def test_a_removal_reaches_averaged_copies_at_once() -> None:
 )
 def test_live_weights_stay_on_their_sphere(name: str, kind: str) -> None:
     session = bound(CASES[name], SOLVERS[kind])
-    held = {n: c for n, c in session.connections.items() if session.optimizer.holds(c.weight)}  # type: ignore[attr-defined]
-    assert list(held) == (["2.weight"] if kind == "LpSGD" else list(session.connections)) or "0.weight" in held
+    held = {n: c for n, c in masked(session).items() if session.optimizer.holds(c.weight)}  # type: ignore[attr-defined]
+    assert list(held) == (["2.weight"] if kind == "LpSGD" else list(masked(session))) or "0.weight" in held
 
     def look() -> None:
         for connections in held.values():
@@ -304,10 +309,10 @@ class TestBinding:
 
     def test_the_start_is_as_sparse_as_said_and_drawn_by_the_generator(self) -> None:
         first, again, other = (bound(Static(0.9), seed=seed) for seed in (0, 0, 1))
-        mask = [session.connections["2.weight"].mask for session in (first, again, other)]
+        mask = [masked(session)["2.weight"].mask for session in (first, again, other)]
         assert torch.equal(mask[0], mask[1])
         assert not torch.equal(mask[0], mask[2])
-        assert [int((~c.mask).sum()) for c in first.connections.values()] == [173, 202, 26]  # ceil(0.9 · numbers)
+        assert [int((~c.mask).sum()) for c in masked(first).values()] == [173, 202, 26]  # ceil(0.9 · numbers)
 
     def test_rescaled_weights_pass_signals_as_dense_ones_do(self) -> None:
         deep = network(inputs=100, hidden=(100,) * 6)
@@ -323,15 +328,15 @@ class TestBinding:
         assert 0.2 < sizes[True] < 5.0
         sphere = SOLVERS["LpSGD"]
         plain, scaled = (bound(LpSS(0.8, rescale=rescale), sphere) for rescale in (False, True))
-        assert torch.equal(plain.connections["2.weight"].weight, scaled.connections["2.weight"].weight)
-        assert not torch.equal(plain.connections["4.weight"].weight, scaled.connections["4.weight"].weight)
+        assert torch.equal(masked(plain)["2.weight"].weight, masked(scaled)["2.weight"].weight)
+        assert not torch.equal(masked(plain)["4.weight"].weight, masked(scaled)["4.weight"].weight)
 
     def test_tied_weights_count_once_and_computed_ones_not(self) -> None:
         net = network(inputs=4, hidden=(4, 4))
         net[2].weight = net[0].weight
         nn.utils.parametrizations.weight_norm(net[4])
         session = Static(0.5).bind(net, OPTIMIZERS["SGD"](net))
-        assert list(session.connections) == ["0.weight"]
+        assert list(masked(session)) == ["0.weight"]
 
     def test_what_cannot_work_is_refused(self) -> None:
         net = network()
@@ -395,7 +400,7 @@ class TestBinding:
 class TestRules:
     def test_rigl_drops_the_smallest_and_grows_by_the_gradient(self) -> None:
         session = bound(RigL(0.8, every=1, begin=0.0, end=1.0))
-        connections = session.connections["2.weight"]
+        connections = masked(session)["2.weight"]
         old, weight = connections.mask.clone(), connections.weight.detach().clone()
         x, y = task()
         F.cross_entropy(session.model(x), y).backward()
@@ -414,22 +419,22 @@ class TestRules:
         session = bound(SNIP(0.8))
         x, y = task()
         F.cross_entropy(session.model(x[:BATCH]), y[:BATCH]).backward()
-        weights = {name: connections.weight for name, connections in session.connections.items()}
+        weights = {name: connections.weight for name, connections in masked(session).items()}
         saliency = {n: (w * w.grad).abs().detach() for n, w in weights.items() if w.grad is not None}
         session.step()
         everyone = torch.cat([s.flatten() for s in saliency.values()])
         bar = everyone.topk(round(0.2 * len(everyone))).values[-1]
-        for name, connections in session.connections.items():
+        for name, connections in masked(session).items():
             assert torch.equal(connections.mask, saliency[name] >= bar)
 
     def test_sdr_shrinks_what_the_loss_does_not_feel(self) -> None:
         session = bound(SDR(0.8, strength=0.1, every=TOTAL), lambda m: torch.optim.SGD(m.parameters(), lr=0.0))
         x, y = task()
         (100.0 * F.cross_entropy(session.model(x), y)).backward()
-        before = {n: (c.weight.detach().clone(), c.weight.grad) for n, c in session.connections.items()}
+        before = {n: (c.weight.detach().clone(), c.weight.grad) for n, c in masked(session).items()}
         gradients = {name: gradient.clone() for name, (_, gradient) in before.items() if gradient is not None}
         session.step()
-        for name, connections in session.connections.items():
+        for name, connections in masked(session).items():
             deaf = (1.0 - gradients[name].abs()).clamp(min=0.0)
             assert deaf.eq(0.0).any()
             torch.testing.assert_close(connections.weight.detach(), before[name][0] * (1.0 - 0.1 * deaf))
@@ -474,7 +479,7 @@ class TestRules:
     def test_deep_r_keeps_signs(self) -> None:
         session = bound(DeepR(0.8, noise=1.0))
         run(session, TOTAL)
-        for name, connections in session.connections.items():
+        for name, connections in masked(session).items():
             assert (connections.weight * session.memory[f"{name}.sign"] >= 0).all()
 
     def test_lpss_steers_to_the_sparsity_expected(self) -> None:
@@ -491,7 +496,7 @@ class TestRules:
 
     def test_lpss_drops_what_is_below_a_share_of_its_neurons_mean(self) -> None:
         session = bound(LpSS(0.9, initial=0.2, every=1, begin=0.0, end=1.0, threshold=Constant(0.4)))
-        connections = session.connections["2.weight"]
+        connections = masked(session)["2.weight"]
         with torch.no_grad():
             connections.weight[0] = 0.0  # of a neuron whose weights are equal none dies, of an empty one neither
             connections.mask[0] = False
@@ -579,7 +584,7 @@ def test_what_is_frozen_or_not_the_optimizers_is_left_alone(method: WeightMethod
     rest = [p for name, p in net.named_parameters() if name != "4.weight"]
     session = binder(replace(method, where="all"), net)(net, torch.optim.SGD(rest, lr=0.1), total_steps=TOTAL)
     before = copy.deepcopy(net)
-    assert list(session.connections) == ["0.weight"]
+    assert list(masked(session)) == ["0.weight"]
     run(session, TOTAL)
     for place in (2, 4):
         assert torch.equal(net.get_submodule(str(place)).weight, before.get_submodule(str(place)).weight)  # type: ignore[arg-type]
@@ -595,16 +600,16 @@ def test_copies_follow_where_snip_chooses_and_after_loading() -> None:
     copied = AveragedModel(other.model)
     other.follow(copied)
     other.load_state_dict(session.state_dict())
-    for name, connections in session.connections.items():
+    for name, connections in masked(session).items():
         for one in (average, copied):
             assert not one.module.get_parameter(name)[~connections.mask].any()
 
 
 def test_deep_r_keeps_its_number_when_more_die_than_are_dead() -> None:
     session = bound(DeepR(0.1, noise=3.0), OPTIMIZERS["SGD"])
-    before = [connections.count for connections in session.connections.values()]
+    before = [connections.count for connections in masked(session).values()]
     run(session, 20)
-    assert before == [connections.count for connections in session.connections.values()]
+    assert before == [connections.count for connections in masked(session).values()]
 
 
 @pytest.mark.parametrize("regrow", ["zero", "keep", "threshold"])
@@ -627,11 +632,11 @@ def test_optimizers_with_a_past_forget_the_dead_and_fresh_sums_are_adagrads() ->
     F.cross_entropy(net(x), y).backward()
     optimizer.step()
     session = SET(0.8, every=1, end=1.0).bind(net, optimizer, total_steps=TOTAL)
-    for connections in session.connections.values():
+    for connections in masked(session).values():
         assert optimizer.state[connections.weight]["sum"][~connections.mask].eq(0.1).all()
-    masks = {name: connections.mask.clone() for name, connections in session.connections.items()}
+    masks = {name: connections.mask.clone() for name, connections in masked(session).items()}
     session.step()
-    for name, connections in session.connections.items():
+    for name, connections in masked(session).items():
         assert optimizer.state[connections.weight]["sum"][connections.mask & ~masks[name]].eq(0.1).all()
 
 
@@ -647,10 +652,10 @@ def test_snfs_averages_gradients_and_drops_the_share_asked_for() -> None:
     expected = torch.zeros(14, 16)
     for _ in range(3):
         F.cross_entropy(session.model(x), y).backward()
-        weight = session.connections["2.weight"].weight
+        weight = masked(session)["2.weight"].weight
         assert weight.grad is not None
         expected = 0.5 * expected + weight.grad
-        before = session.connections["2.weight"].count
+        before = masked(session)["2.weight"].count
         session.step()
         session.optimizer.zero_grad()
         event = next(e for e in reversed(session.events) if e.layer == "2.weight")
@@ -669,7 +674,7 @@ def test_the_last_cut_is_made_at_the_end_whatever_every_is() -> None:
 def test_lpss_spares_the_young_and_starts_them_where_asked() -> None:
     method = LpSS(0.7, every=1, begin=0.0, end=1.0, threshold=Constant(0.5), regrow="threshold", grace=True)
     session = bound(method, lambda m: torch.optim.SGD(m.parameters(), lr=1e-9))
-    connections = session.connections["2.weight"]
+    connections = masked(session)["2.weight"]
     x, y = task()
     for step in range(3):
         F.cross_entropy(session.model(x), y).backward()

@@ -48,12 +48,17 @@ class DeepR(WeightMethod):
         if not -math.inf < self.lowest <= 0.0:
             raise ConfigError(f"lowest must be finite and at most 0, got {self.lowest}")
 
+    @property
+    def dense(self) -> bool:
+        """Whether it keeps a number for every weight: theta of dead ones."""
+        return self.soft
+
     @torch.no_grad()
     def begin_session(self, session: WeightSession) -> None:
         """Draw signs and theta of dead connections; living ones have those of their weights."""
         for name, connections in session.connections.items() if self.soft else ():
             drawn = _signs(connections.shape, session).to(connections.weight)
-            session.memory[f"{name}.sign"] = torch.where(connections.mask, connections.weight.sign(), drawn)
+            session.memory[f"{name}.sign"] = torch.where(session.masked(name).mask, connections.weight.sign(), drawn)
             start = torch.rand(connections.shape, generator=session.generator) * self.lowest
             session.memory[f"{name}.theta"] = start.to(connections.weight)  # of the dead only
 
@@ -93,8 +98,9 @@ class DeepR(WeightMethod):
             rest = session.memory[f"{name}.theta"]
             rest.add_(rates.get(id(connections.weight), 0.0) * self.noise * _normal(rest, session))
             rest.clamp_(min=self.lowest)
-            grow = (~connections.mask & (rest > 0)).flatten().nonzero().flatten()
-            rest.copy_(torch.where(connections.mask, theta.clamp(min=self.lowest), rest))
+            mask = session.masked(name).mask
+            grow = (~mask & (rest > 0)).flatten().nonzero().flatten()
+            rest.copy_(torch.where(mask, theta.clamp(min=self.lowest), rest))
             session.rewire(name, dead, grow, (rest * sign).flatten()[grow])
 
 

@@ -70,6 +70,11 @@ class LpSS(WeightMethod):
         """The initial sparsity; 0 for a dense network."""
         return self.initial if self.sparsity > 0.0 else 0.0
 
+    @property
+    def dense(self) -> bool:
+        """Whether it keeps a number for every weight: what it died with."""
+        return self.regrow == "keep"
+
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether it is time."""
         return self.sparsity > 0.0 and within(session, step, self.every, self.begin, self.end)

@@ -45,6 +45,11 @@ class SNFS(WeightMethod):
         if not 0.0 <= self.momentum < 1.0:
             raise ConfigError(f"momentum must be in [0, 1), got {self.momentum}")
 
+    @property
+    def dense(self) -> bool:
+        """Whether it keeps a number for every weight: its averaged gradient."""
+        return True
+
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether it is time, and some weight is dead."""
         return self.sparsity > 0.0 and within(session, step, self.every, self.begin, self.end)
@@ -52,8 +57,8 @@ class SNFS(WeightMethod):
     @torch.no_grad()
     def look(self, session: WeightSession) -> None:
         """Average gradients."""
-        for name, connections in session.connections.items():
-            gradient = connections.gradient()
+        for name in session.connections:
+            gradient = session.masked(name).gradient()
             before = session.memory.get(name)
             session.memory[name] = gradient.clone() if before is None else before.mul_(self.momentum).add_(gradient)
 
@@ -67,8 +72,8 @@ class SNFS(WeightMethod):
             drops[name] = weakest(connections, connections.values().abs(), math.ceil(share * connections.count))
             room[name] = connections.shape.numel() - connections.count + len(drops[name])
         grown = shares(sum(map(len, drops.values())), means, room)
-        for name, connections in session.connections.items():
-            grow = connections.best(grown[name], session.memory[name].abs(), also=drops[name])
+        for name in session.connections:
+            grow = session.masked(name).best(grown[name], session.memory[name].abs(), also=drops[name])
             session.rewire(name, drops[name], grow, returning=False)
 
 

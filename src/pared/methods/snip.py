@@ -1,5 +1,6 @@
 """SNIP: connections are chosen once, by what the loss would feel of their loss."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -39,23 +40,28 @@ class SNIP(WeightMethod):
         if session.steps > 0 or self.sparsity == 0.0:
             return
         sizes = {name: connections.shape for name, connections in session.connections.items()}
-        zeros = spread(sizes, self.sparsity, self.distribution)
         saliency = {name: _saliency(connections) for name, connections in session.connections.items()}
         if self.scope == "network":
-            together = torch.cat([values.flatten() for values in saliency.values()])
+            together = torch.cat(list(saliency.values()))
+            stay = max(1, round((1.0 - self.sparsity) * sum(map(math.prod, sizes.values()))))
             kept = torch.zeros_like(together, dtype=torch.bool)
-            kept[together.topk(max(1, round((1.0 - self.sparsity) * len(together)))).indices] = True
-            dead = dict(zip(saliency, (~kept).split([values.numel() for values in saliency.values()]), strict=True))
-            drops = {name: places.nonzero().flatten() for name, places in dead.items()}
+            kept[together.topk(min(stay, len(together))).indices] = True
+            dead = (~kept).split([len(values) for values in saliency.values()])
+            places = {name: which.nonzero().flatten() for name, which in zip(saliency, dead, strict=True)}
         else:
-            drops = {n: values.flatten().topk(zeros[n], largest=False).indices for n, values in saliency.items()}
-        for name, drop in drops.items():
-            session.rewire(name, drop.sort().values, drop[:0])
+            zeros = spread(sizes, self.sparsity, self.distribution)
+            more = {n: max(0, zeros[n] - math.prod(sizes[n]) + len(values)) for n, values in saliency.items()}
+            places = {n: values.topk(more[n], largest=False).indices for n, values in saliency.items()}
+        for name, place in places.items():
+            drop = session.connections[name].live()[place].sort().values
+            session.rewire(name, drop, drop[:0])
 
 
 def _saliency(connections: Connections) -> Tensor:
+    """Return |gradient · weight| of the living, (count,)."""
     weight = connections.weight
-    return torch.zeros_like(weight) if weight.grad is None else (weight.grad * weight).abs()
+    felt = torch.zeros_like(weight) if weight.grad is None else (weight.grad * weight).abs()
+    return felt[connections.places(connections.live())]
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from torch.optim import Optimizer
 
 from pared.errors import RunError
 from pared.methods.session import Session, check_format
+from pared.nn.sparse_linear import SparseLinear, dense
 from pared.optim.base import SphereOptimizer
 from pared.surgery.trace import evaluating
-from pared.topology import Carry, Masked
+from pared.topology import Carry, Compressed, Connections, Masked
 
 if TYPE_CHECKING:
     from pared.methods.weights import WeightMethod
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class WeightSession(Session):
         model: nn.Module,
         optimizer: Optimizer,
         method: "WeightMethod",
-        connections: Mapping[str, Masked],
+        connections: Mapping[str, Connections],
         *,
         total_steps: int | None,
         seed: int,
@@ -60,8 +61,10 @@ class WeightSession(Session):
         self.events: list[Rewired] = []
         self.on_event: Callable[[Rewired], None] = _ignore
         for name, one in self.connections.items():
-            self._carry(name, one.begin())
+            self._carry(name, one.begin(), one.weight.shape)
             self._tell(name, one.live()[:0])
+            if isinstance(one, Compressed) and isinstance(model, DistributedDataParallel):
+                one.reduce = self._mean
 
     @property
     def sparsity(self) -> float:
@@ -72,13 +75,19 @@ class WeightSession(Session):
     @property
     def params(self) -> int:
         """The parameters of the network that are not dead."""
-        dead = sum(connections.shape.numel() - connections.count for connections in self.connections.values())
+        dead = sum(connections.weight.numel() - connections.count for connections in self.connections.values())
         return sum(p.numel() for p in self.model.parameters()) - dead
 
     def done(self, begin: float, end: float) -> float:
         """Return how much of the run's part between the fractions `begin` and `end` has passed, in [0, 1]."""
         assert self.total_steps is not None
         return min(max((self.steps / self.total_steps - begin) / max(end - begin, 1e-12), 0.0), 1.0)
+
+    def masked(self, name: str) -> Masked:
+        """Return the connections of a weight that is kept whole."""
+        found = self.connections[name]
+        assert isinstance(found, Masked)
+        return found
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """Take the optimizer's step, with what the method does before and behind it.
@@ -95,7 +104,7 @@ class WeightSession(Session):
 
     def before_step(self) -> None:
         """Let the method look at all gradients, then take those of dead weights away."""
-        if self.method.looks or (not self.method.blind and self.method.due(self, self.steps + 1)):
+        if self._looks_next():
             for connections in self.connections.values():
                 connections.keep_gradient()
         self.method.look(self)
@@ -111,6 +120,16 @@ class WeightSession(Session):
             self.method.update(self)
         for connections in self.connections.values():
             connections.forget_gradient()
+        self.look_ahead()
+
+    def look_ahead(self) -> None:
+        """Let connections keep what the next step's changes need, before its forward pass."""
+        if self._looks_next():
+            for connections in self.connections.values():
+                connections.watch()
+
+    def _looks_next(self) -> bool:
+        return self.method.looks or (not self.method.blind and self.method.due(self, self.steps + 1))
 
     def rewire(
         self, name: str, drop: Tensor, grow: Tensor, values: Tensor | float = 0.0, *, returning: bool = True
@@ -124,7 +143,8 @@ class WeightSession(Session):
             values = values[~both] if isinstance(values, Tensor) and values.ndim else values
             drop, grow = drop[~torch.isin(drop, grow)], grow[~both]
         connections = self.connections[name]
-        self._carry(name, connections.change(drop, grow, values))
+        shape = connections.weight.shape
+        self._carry(name, connections.change(drop, grow, values), shape)
         self._tell(name, grow)
         self._mask_copies(name)
         if len(drop) or len(grow):
@@ -138,8 +158,8 @@ class WeightSession(Session):
         before = {name: self.connections[name].weight.clone() for name in drops}
         try:
             for name, drop in drops.items():
-                weight = self.connections[name].weight
-                weight[torch.unravel_index(drop, weight.shape)] = 0.0
+                connections = self.connections[name]
+                connections.weight[connections.places(drop)] = 0.0
             with evaluating(self.net):
                 value = torch.as_tensor(float(self.loss()), dtype=torch.float64)
         finally:
@@ -147,12 +167,16 @@ class WeightSession(Session):
                 self.connections[name].weight.copy_(weight)
         if isinstance(self.model, DistributedDataParallel):
             value = value.to(next(self.net.parameters()).device)
-            dist.all_reduce(value, group=self.model.process_group)
-            value /= dist.get_world_size(self.model.process_group)
+            self._mean(value)
         return float(value)
 
+    def _mean(self, value: Tensor) -> None:
+        assert isinstance(self.model, DistributedDataParallel)
+        dist.all_reduce(value, group=self.model.process_group)
+        value /= dist.get_world_size(self.model.process_group)
+
     @torch.no_grad()
-    def _carry(self, name: str, carry: Carry) -> None:
+    def _carry(self, name: str, carry: Carry, shape: torch.Size) -> None:
         """Let the optimizer's state of a weight follow a change, as if new entries had never been there."""
         weight = self.connections[name].weight
         group = next(g for g in self.optimizer.param_groups if any(p is weight for p in g["params"]))
@@ -160,12 +184,14 @@ class WeightSession(Session):
         fresh = {"step_size": float(group["lr"]), "sum": group.get("initial_accumulator_value", 0.0)}
         known = self.optimizer.state.get(weight, {})
         for key, state in list(known.items()):
-            if isinstance(state, Tensor) and state.ndim and state.shape == weight.shape:
+            if isinstance(state, Tensor) and state.ndim and state.shape == shape:
                 known[key] = carry(state, fresh.get(key, 0.0))
 
     def _tell(self, name: str, grow: Tensor) -> None:
         """Tell an optimizer that depends on which weights live."""
         connections = self.connections[name]
+        if not isinstance(connections, Masked):
+            return
         if isinstance(self.optimizer, SphereOptimizer) and self.optimizer.holds(connections.weight):
             fresh = torch.zeros_like(connections.mask)
             fresh.view(-1)[grow] = True
@@ -173,14 +199,21 @@ class WeightSession(Session):
 
     @torch.no_grad()
     def _mask_copies(self, name: str) -> None:
+        connections = self.connections[name]
         for averaged in self.averaged:
-            averaged.get_parameter(name).masked_fill_(~self.connections[name].mask, 0.0)
+            if isinstance(connections, Masked):
+                averaged.get_parameter(name).masked_fill_(~connections.mask, 0.0)
+            elif isinstance(connections, Compressed):
+                connections.mirror(averaged, name.rpartition(".")[0])
 
-    def realize(self) -> nn.Module:
-        """Return a copy of the network, plain and dense, with exact zeros where no connection is."""
+    def realize(self, *, sparse: bool = False) -> nn.Module:
+        """Return a copy of the network, plain and dense, with exact zeros where no connection is.
+
+        If `sparse`, layers that are sparse already stay so.
+        """
         small = copy.deepcopy(self.net)
         small.zero_grad(set_to_none=True)
-        return small
+        return small if sparse else dense(small)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, masks, memory, random state, events.
@@ -191,7 +224,10 @@ class WeightSession(Session):
             "format": FORMAT,
             "method": type(self.method).__name__,
             "steps": self.steps,
-            "masks": {name: connections.mask for name, connections in self.connections.items()},
+            "shapes": {name: list(connections.shape) for name, connections in self.connections.items()},
+            "masks": {
+                n: connections.mask for n, connections in self.connections.items() if isinstance(connections, Masked)
+            },
             "memory": dict(self.memory),
             "generator": self.generator.get_state(),
             "events": [asdict(event) for event in self.events],
@@ -208,8 +244,8 @@ class WeightSession(Session):
         check_format(state, FORMAT)
         if state["method"] != type(self.method).__name__:
             raise RunError(f"the saved session is of {state['method']}, this one of {type(self.method).__name__}")
-        shapes = {name: tuple(connections.mask.shape) for name, connections in self.connections.items()}
-        saved = {name: tuple(mask.shape) for name, mask in state["masks"].items()}
+        shapes = {name: list(connections.shape) for name, connections in self.connections.items()}
+        saved = dict(state["shapes"])
         for name in sorted(shapes.keys() | saved.keys()):
             if shapes.get(name) != saved.get(name):
                 raise RunError(
@@ -219,13 +255,16 @@ class WeightSession(Session):
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         for name, connections in self.connections.items():
-            connections.mask.copy_(state["masks"][name])
+            connections.forget_gradient()
+            if isinstance(connections, Masked):
+                connections.mask.copy_(state["masks"][name])
             self._mask_copies(name)
         device = next(self.net.parameters()).device
         self.memory = {name: tensor.to(device, copy=True) for name, tensor in state["memory"].items()}
         self.generator.set_state(state["generator"])
         self.steps = state["steps"]
         self.events[:] = [Rewired(**event) for event in state["events"]]
+        self.look_ahead()
 
 
 def _ignore(event: Rewired) -> None:
@@ -233,15 +272,16 @@ def _ignore(event: Rewired) -> None:
 
 
 def find_layers(model: nn.Module) -> list[tuple[str, nn.Parameter | None]]:
-    """Return the weights of all linear and convolutional layers of a bare network by name, in its order.
+    """Return the weights of all linear, sparse and convolutional layers of a bare network by name, in its order.
 
     None stands for one that is computed (a parametrization). The first axis of a transposed convolution's weight, its row,
     is its inputs.
     """
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
-    weights = [module._parameters.get("weight") for _, module in found]
-    return [
-        (f"{name}.weight" if name else "weight", weight if isinstance(weight, nn.Parameter) else None)
-        for (name, _), weight in zip(found, weights, strict=True)
-    ]
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, SparseLinear)
+    found: list[tuple[str, nn.Parameter | None]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+            part = "values" if isinstance(module, SparseLinear) else "weight"
+            weight = module._parameters.get(part)
+            found.append((f"{name}.{part}" if name else part, weight if isinstance(weight, nn.Parameter) else None))
+    return found

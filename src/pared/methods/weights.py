@@ -15,9 +15,10 @@ from pared.errors import ConfigError
 from pared.methods.binding import check_optimizer, check_total
 from pared.methods.method import Method
 from pared.methods.weight_session import WeightSession, find_layers
+from pared.nn.sparse_linear import SparseLinear
 from pared.optim.base import SphereOptimizer
 from pared.surgery import Example
-from pared.topology import Distribution, Masked, spread
+from pared.topology import Compressed, Distribution, Masked, spread
 
 #: Which weights can die: of every linear and convolutional layer, or without the first, the last, or both; or what is
 #: told of a name and a weight.
@@ -62,6 +63,11 @@ class WeightMethod(Method):
             )
 
     @property
+    def dense(self) -> bool:
+        """Whether it keeps a number for every weight, dead ones too."""
+        return False
+
+    @property
     def start(self) -> float:
         """The sparsity that training starts with."""
         return self.sparsity
@@ -78,6 +84,10 @@ class WeightMethod(Method):
     ) -> WeightSession:
         """Set the weights that are dead at the start to 0, and return the session; see `Method.bind`.
 
+        Layers that are sparse already (`pared.nn.SparseLinear`) start with the connections they have, whatever `sparsity`
+        says, and stay sparse: nothing is ever as large as the whole weight, but for the gradients that a change looks at,
+        which are made in blocks.
+
         Which ones is drawn at random, the same in all processes of a `DistributedDataParallel`. Nothing is put into the
         network, and its forward pass is not looked at: `example` and `steps_per_epoch` are not needed.
 
@@ -90,20 +100,26 @@ class WeightMethod(Method):
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
         weights = self._chosen(net, optimizer)
+        layers = {id(m.values): m for m in net.modules() if isinstance(m, SparseLinear)}
+        masked = {name: weight for name, weight in weights.items() if id(weight) not in layers}
+        if self.dense and len(masked) < len(weights):
+            raise ConfigError(
+                f"{self} keeps a number for every weight, dead ones too, which sparse layers do not; use dense layers or "
+                "another method"
+            )
         if self.presses and isinstance(optimizer, SphereOptimizer) and any(map(optimizer.holds, weights.values())):
             raise ConfigError(
                 f"{type(self).__name__} moves weights itself, off the sphere that the optimizer keeps them on"
             )
         seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
-        connections = _draw(
-            weights, spread({n: w.shape for n, w in weights.items()}, self.start, self.distribution), seed
-        )
+        drawn = _draw(masked, spread({n: w.shape for n, w in masked.items()}, self.start, self.distribution), seed)
+        connections = {n: drawn[n] if n in drawn else Compressed(layers[id(w)]) for n, w in weights.items()}
         session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1)
-        if self.rescale:
-            for connections in session.connections.values():
-                if not (isinstance(optimizer, SphereOptimizer) and optimizer.holds(connections.weight)):
-                    _rescale(connections)
+        for one in drawn.values() if self.rescale else ():
+            if not (isinstance(optimizer, SphereOptimizer) and optimizer.holds(one.weight)):
+                _rescale(one)
         self.begin_session(session)
+        session.look_ahead()
         return session
 
     def _chosen(self, net: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:

@@ -242,6 +242,17 @@ class SparseLinear(nn.Module):
         self._set_pattern(pattern.to(device))
 
 
+def dense(model: nn.Module) -> nn.Module:
+    """Return `model` with every `SparseLinear` in it, itself perhaps, made a dense one; in place but for itself."""
+    if isinstance(model, SparseLinear):
+        return model.to_linear()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, SparseLinear):
+                setattr(parent, name, child.to_linear())
+    return model
+
+
 def gather(x: Tensor, source: Tensor) -> Tensor:
     """Return x[source], and 0 where `source` is -1: new (count,) from old (entries,).
 

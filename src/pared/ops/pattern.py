@@ -101,7 +101,7 @@ class Pattern:
         if not 0.0 <= density <= 1.0:
             raise ConfigError(f"density must be in [0, 1], got {density}")
         total = rows * columns
-        return cls._from_ascending(_draw(total, round(density * total), generator), rows, columns)
+        return cls._from_ascending(choose(total, round(density * total), generator), rows, columns)
 
     def to(self, device: torch.device | str) -> "Pattern":
         """Return the pattern on `device`."""
@@ -174,7 +174,7 @@ def _check_csr(crow: Tensor, col: Tensor, columns: int) -> None:
         raise ConfigError("the columns of a row must ascend and be there once; make the pattern with from_entries")
 
 
-def _draw(total: int, count: int, generator: torch.Generator | None) -> Tensor:
+def choose(total: int, count: int, generator: torch.Generator | None) -> Tensor:
     """Return `count` of the numbers below `total`, ascending, each set of them as likely as any other."""
     device = "cpu" if generator is None else generator.device
     if count > total // 4:

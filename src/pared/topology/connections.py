@@ -17,10 +17,14 @@ class Connections(Protocol):
     the whole weight, `rows` its first size and `columns` the product of the others.
     """
 
-    weight: nn.Parameter
     shape: torch.Size
     rows: int
     columns: int
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter that holds the numbers."""
+        ...
 
     @property
     def count(self) -> int:
@@ -37,6 +41,30 @@ class Connections(Protocol):
 
     def entries(self, where: Tensor) -> Tensor:
         """Return the numbers of the living at which `where`, boolean of `weight`'s shape, is true."""
+        ...
+
+    def places(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return where in `weight` living entries are."""
+        ...
+
+    def watch(self) -> None:
+        """Prepare for `keep_gradient`, before the forward pass."""
+        ...
+
+    def keep_gradient(self) -> None:
+        """Keep the gradient of all entries, before the step."""
+        ...
+
+    def forget_gradient(self) -> None:
+        """Forget it."""
+        ...
+
+    def hold_gradient(self) -> None:
+        """Let dead entries have no gradient."""
+        ...
+
+    def hold(self) -> None:
+        """Let dead entries be exactly 0."""
         ...
 
     def gradient_at(self, index: Tensor) -> Tensor:
@@ -86,6 +114,13 @@ class Masked:
     def entries(self, where: Tensor) -> Tensor:
         """Return the numbers of the living at which `where`, boolean of `weight`'s shape, is true."""
         return (self.mask & where).flatten().nonzero().flatten()
+
+    def places(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return where in `weight` entries are."""
+        return torch.unravel_index(index, self.shape)  # a weight need not be contiguous
+
+    def watch(self) -> None:
+        """Do nothing: the gradient of all entries is there anyway."""
 
     def keep_gradient(self) -> None:
         """Remember the gradient of all entries, before `hold_gradient` takes the dead ones' away."""
@@ -151,19 +186,16 @@ class Masked:
         flat = self.mask.view(-1)
         flat[drop] = False
         flat[grow] = True
-        self.weight[self._places(drop)] = 0.0
+        self.weight[self.places(drop)] = 0.0
         values = torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
-        self.weight[self._places(grow)] = values
+        self.weight[self.places(grow)] = values
         return self._carry(torch.cat([drop, grow]))
 
     def _carry(self, index: Tensor) -> Carry:
-        places = self._places(index)
+        places = self.places(index)
 
         def carry(tensor: Tensor, fresh: float) -> Tensor:
             tensor[places] = fresh
             return tensor
 
         return carry
-
-    def _places(self, index: Tensor) -> tuple[Tensor, ...]:
-        return torch.unravel_index(index, self.shape)  # a weight need not be contiguous

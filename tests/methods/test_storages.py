@@ -1,0 +1,264 @@
+"""Connections of sparse layers do what those of masked ones do, and keep nothing of the dead."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from helpers import OPTIMIZERS, task
+from pared.errors import ConfigError, RunError
+from pared.methods import (
+    SDR,
+    SET,
+    SNFS,
+    SNIP,
+    DeepR,
+    GradualMagnitude,
+    LpSS,
+    RigL,
+    SNIPDynamic,
+    Static,
+    WeightMethod,
+    WeightSession,
+)
+from pared.models import mlp
+from pared.nn import SparseLinear
+from pared.topology import Compressed, Constant, Masked
+
+TOTAL, BATCH = 40, 32
+#: Methods whose choices are the same on both storages, as they draw nothing.
+SAME: dict[str, WeightMethod] = {
+    "static": Static(0.8),
+    "rigl": RigL(0.8, every=5),
+    "rigl, but first": RigL(0.6, where="but first", every=3, begin=0.2, end=1.0),
+    "snip": SNIP(0.8),
+    "snip, layers": SNIP(0.8, scope="layer"),
+    "snip dynamic": SNIPDynamic(0.8, every=5),
+    "sdr": SDR(0.8, strength=1e-3, every=5),
+    "sdr, tolerance": SDR(0.8, strength=1e-3, tolerance=0.5, every=5),
+    "gradual magnitude": GradualMagnitude(0.8, every=5),
+    "gradual magnitude, network": GradualMagnitude(0.7, every=7, scope="network"),
+    "lpss": LpSS(0.7, every=2, begin=0.0, end=1.0, threshold=Constant(0.5)),
+    "lpss, layer": LpSS(0.7, every=2, threshold=Constant(0.5), scope="layer", regrow="threshold", grace=True),
+}
+DRAWN: dict[str, WeightMethod] = {"set": SET(0.8, every=5), "deep r": DeepR(0.8, noise=1.0)}
+BOTH = pytest.mark.parametrize("method", (SAME | DRAWN).values(), ids=SAME | DRAWN)
+#: Plain ones, as some of torch's keep no state of an entry's shape.
+SOLVERS: dict[str, Callable[[nn.Module], Any]] = {name: OPTIMIZERS[name] for name in ("SGD", "Adam", "Adagrad")}
+
+
+def double() -> nn.Sequential:
+    """Three answers, as gradients of two would be each other's opposite, and which is larger a matter of rounding."""
+    return mlp(12, 3, (16, 14), generator=torch.Generator().manual_seed(0)).double()
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    x, y = task()
+    return F.cross_entropy(model(x[:BATCH].double()), y[:BATCH])
+
+
+def bind(method: WeightMethod, model: nn.Module, solver: Callable[[nn.Module], Any]) -> WeightSession:
+    found = partial(method.bind, loss=partial(loss_of, model)) if isinstance(method, SDR) else method.bind
+    return found(model, solver(model), total_steps=TOTAL, generator=torch.Generator().manual_seed(0))
+
+
+def sparse(model: nn.Module, masks: dict[str, torch.Tensor]) -> nn.Module:
+    """Return a copy with sparse layers where there are masks."""
+    twin = copy.deepcopy(model)
+    for name, mask in masks.items():
+        place = name.removesuffix(".weight")
+        layer = twin.get_submodule(place)
+        assert isinstance(layer, nn.Linear)
+        twin.set_submodule(place, SparseLinear.from_linear(layer, mask))
+    return twin
+
+
+def pair(method: WeightMethod, solver: Callable[[nn.Module], Any]) -> tuple[WeightSession, WeightSession]:
+    """Return the method at work on a masked network, and on a sparse one with the same connections."""
+    model = double()
+    whole = bind(method, model, solver)
+    masks = {name: whole.masked(name).mask for name in whole.connections}
+    return whole, bind(method, sparse(model, masks), solver)
+
+
+def run(session: WeightSession, steps: int, after: Callable[[], None] = lambda: None) -> None:
+    x, y = task()
+    for _ in range(steps):
+        rows = torch.arange(session.steps * BATCH, (session.steps + 1) * BATCH) % len(x)
+        (F.cross_entropy(session.model(x[rows].double()), y[rows]) + session.penalty()).backward()
+        session.step()
+        session.optimizer.zero_grad()
+        after()
+
+
+@pytest.mark.parametrize("method", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str) -> None:
+    whole, small = pair(method, SOLVERS[kind])
+    assert all(isinstance(connections, Compressed) for connections in small.connections.values())
+    for _ in range(TOTAL):
+        run(whole, 1)
+        run(small, 1)
+        for one, other in zip(whole.connections.values(), small.connections.values(), strict=True):
+            assert torch.equal(one.live(), other.live())
+            assert torch.allclose(one.values(), other.values(), rtol=0, atol=1e-10)
+            past, present = whole.optimizer.state[one.weight], small.optimizer.state[other.weight]
+            for key, state in past.items():
+                if isinstance(state, torch.Tensor) and state.ndim:
+                    assert torch.allclose(state.flatten()[one.live()], present[key], rtol=0, atol=1e-10)
+    assert [(e.step, e.dropped, e.grown, e.live) for e in whole.events] == [
+        (e.step, e.dropped, e.grown, e.live) for e in small.events
+    ]
+    assert (whole.sparsity, whole.params) == (small.sparsity, small.params)
+    x = task()[0].double()
+    assert torch.allclose(whole.realize()(x), small.realize()(x), rtol=0, atol=1e-9)
+    assert not any(isinstance(module, SparseLinear) for module in small.realize().modules())
+    assert torch.equal(small.realize(sparse=True)(x), small.model(x))
+
+
+@pytest.mark.parametrize("method", DRAWN.values(), ids=DRAWN)
+def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod) -> None:
+    _, small = pair(method, OPTIMIZERS["Adam"])
+    before = {name: (connections.count, connections.live()) for name, connections in small.connections.items()}
+
+    def look() -> None:
+        for name, connections in small.connections.items():
+            live = connections.live()
+            assert len(live) == connections.count == before[name][0]
+            assert bool((live.diff() > 0).all())
+            assert small.optimizer.state[connections.weight]["exp_avg"].shape == connections.weight.shape
+
+    run(small, TOTAL, look)
+    assert small.events
+    assert any(not torch.equal(small.connections[name].live(), live) for name, (_, live) in before.items())
+
+
+@BOTH
+def test_a_sparse_session_resumes_bit_equally(method: WeightMethod) -> None:
+    def fresh() -> WeightSession:
+        return pair(method, OPTIMIZERS["Adam"])[1]
+
+    session = fresh()
+    run(session, TOTAL // 2)
+    state = copy.deepcopy(session.state_dict())
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(session))) if not isinstance(method, SDR) else copy.deepcopy(session)
+    again = fresh()
+    again.load_state_dict(state)
+    for one in (session, again, twin):
+        run(one, TOTAL - TOTAL // 2)
+    for one in (again, twin):
+        assert one.events == session.events
+        for key, value in session.net.state_dict().items():
+            assert torch.equal(value, one.net.state_dict()[key]), key
+
+
+@BOTH
+def test_averages_follow(method: WeightMethod) -> None:
+    _, session = pair(method, OPTIMIZERS["Adam"])
+    average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    session.follow(average)
+    run(session, TOTAL, lambda: average.update_parameters(session.model))
+    for name in session.connections:
+        place = name.removesuffix(".values")
+        mine, other = session.net.get_submodule(place), average.module.get_submodule(place)
+        assert isinstance(mine, SparseLinear)
+        assert isinstance(other, SparseLinear)
+        assert torch.equal(mine.pattern.entries(), other.pattern.entries())
+
+
+def test_what_needs_a_number_for_every_weight_is_refused() -> None:
+    model = sparse(double(), {"2.weight": masks()["2.weight"]})
+    for method in (SNFS(0.8), DeepR(0.8, soft=True), LpSS(0.8, regrow="keep")):
+        with pytest.raises(ConfigError, match="keeps a number for every weight"):
+            bind(method, model, OPTIMIZERS["Adam"])
+
+
+def masks() -> dict[str, torch.Tensor]:
+    session = bind(Static(0.8), double(), OPTIMIZERS["SGD"])
+    return {name: session.masked(name).mask for name in session.connections}
+
+
+def test_dense_and_sparse_layers_may_be_mixed() -> None:
+    model = sparse(double(), {"2.weight": masks()["2.weight"]})
+    session = bind(RigL(0.5, every=3, end=1.0), model, OPTIMIZERS["Adam"])
+    kinds = [type(connections) for connections in session.connections.values()]
+    assert kinds == [Masked, Compressed, Masked]
+    before = session.connections["2.values"].count
+    run(session, TOTAL)
+    assert {event.layer for event in session.events} == {"0.weight", "2.values", "4.weight"}
+    assert session.connections["2.values"].count == before
+    with pytest.raises(RunError, match="does not fit"):
+        bind(RigL(0.5, every=3), double(), OPTIMIZERS["Adam"]).load_state_dict(session.state_dict())
+
+
+@pytest.mark.parametrize("block", [1, 20, 1 << 20])
+def test_gradients_of_the_dead_are_those_of_the_whole_weight_in_any_blocks(block: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(7, 11, generator=generator) < 0.4
+    mask[3] = False
+    layer = SparseLinear(11, 7, mask=mask, generator=generator, dtype=torch.float64)
+    whole = nn.Parameter(layer.to_dense().detach())
+    connections, twin = Compressed(layer, block), Masked(whole, mask)
+    connections.watch()
+    for _ in range(2):  # gradients of two batches add up
+        x = torch.randn(5, 11, generator=generator, dtype=torch.float64)
+        layer(x).square().sum().backward()
+        F.linear(x, whole, layer.bias).square().sum().backward()
+    twin.keep_gradient()
+    everything = torch.arange(77)
+    assert torch.allclose(connections.gradient_at(everything), twin.gradient_at(everything), rtol=0, atol=1e-12)
+    also = connections.live()[::3]
+    for k in (0, 1, 9, 77):
+        assert torch.equal(connections.steepest(k, also), twin.steepest(k, also))
+    each = torch.tensor([0, 1, 2, 3, 4, 50, 1])
+    assert torch.equal(connections.steepest(each, also), twin.steepest(each, also))
+    connections.forget_gradient()
+    assert not connections.seen
+    assert not layer._forward_hooks
+
+
+@pytest.mark.parametrize("k", [0, 1, 10, 46, 200])
+def test_any_dead_entry_may_be_drawn_and_none_twice(k: int) -> None:
+    mask = torch.zeros(6, 9, dtype=torch.bool)
+    mask.view(-1)[::5] = True
+    connections = Compressed(SparseLinear(9, 6, mask=mask))
+    live = connections.live()
+    also = live[:3]
+    free = set(range(54)) - set(live.tolist()) | set(also.tolist())
+    hits = torch.zeros(54)
+    for seed in range(200):
+        found = connections.anywhere(k, torch.Generator().manual_seed(seed), also).tolist()
+        assert len(set(found)) == len(found) == min(k, len(free))
+        assert set(found) <= free
+        hits[found] += 1
+    if k == 10:  # 200 draws of 10 of 46: 43 each, give or take six
+        assert hits[sorted(free)].min() > 15
+        assert hits.max() < 75
+
+
+def test_nothing_grows_with_the_size_of_the_weight() -> None:
+    """A layer of a million by a million could not be had densely in any memory."""
+    layer = SparseLinear(10**6, 10**6, density=1e-9, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+    session = SET(0.9, every=1, fraction=Constant(0.5)).bind(layer, optimizer, total_steps=4)
+    for _ in range(3):
+        layer(torch.ones(1, 10**6)).sum().backward()
+        session.step()
+        optimizer.zero_grad()
+    assert layer.count == 1000
+    assert [event.grown for event in session.events] == [500] * 3
+
+
+def test_sparse_layers_start_as_they_are_whatever_the_methods_sparsity() -> None:
+    model = sparse(double(), masks())
+    before = copy.deepcopy(model.state_dict())
+    session = bind(Static(0.1, rescale=True), model, OPTIMIZERS["SGD"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert session.sparsity == pytest.approx(0.8, abs=0.01)

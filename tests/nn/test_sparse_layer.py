@@ -227,6 +227,8 @@ def test_types_and_devices_reach_what_they_should() -> None:
     far = SparseLinear(6, 5, density=0.5, device="meta")
     assert all(t.is_meta for t in (*far.parameters(), *far.buffers()))
     assert far(torch.ones(3, 6, device="meta")).shape == (3, 5)
+    with pytest.raises(ConfigError, match="x like the values"):
+        far(torch.ones(3, 6, device="meta", dtype=torch.float64))
     assert layer_of().extra_repr() == "in_features=6, out_features=5, bias=True, 15 of 30 weights"
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.ops.csr import csr_product
+from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
 from pared.ops.sparse import check
 
@@ -184,7 +185,7 @@ class SparseLinear(nn.Module):
         """
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected {self.in_features} features on the last axis, got shape {tuple(x.shape)}")
-        if x.dtype != self.values.dtype and torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.values.dtype and x.device.type in DEVICES and torch.is_autocast_enabled(x.device.type):
             x = x.to(self.values.dtype)
         check(x, self.values, self.bias, self.col)
         features_major = x.reshape(-1, self.in_features).t().contiguous()

@@ -4,13 +4,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 JOBS   ?= 2
 
-.PHONY: help demo test test-slow lint types tests bench picture clean
+.PHONY: help demo test test-slow lint types tests bench sanitize picture clean
 
 help:
 	@echo "make demo       install, train on scikit-learn's digits, print the front, write demo-run/report.html"
 	@echo "make test       install, lint, types, tests"
 	@echo "make test-slow  the slow tests too"
 	@echo "make bench      the benchmarks, as ratios against rivals"
+	@echo "make sanitize   the compiled kernels under the address and undefined-behaviour sanitizers"
 	@echo "make picture    redraw the README's picture from demo-run/"
 
 $(BIN)/.demo: pyproject.toml constraints.txt
@@ -46,6 +47,16 @@ bench: $(BIN)/.dev
 	$(BIN)/python benchmarks/shrinking_run.py
 	$(BIN)/python benchmarks/surgery.py
 	$(BIN)/python benchmarks/lp_step.py
+	$(BIN)/python benchmarks/sparse_step.py
+
+# Blocks of 4 kB and threads for any task, so that small matrices take every branch; then as they are shipped.
+SANITIZE := -std=c++17 -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize:
+	mkdir -p build
+	$(CXX) $(SANITIZE) -DPARED_CACHE=4096 -DPARED_SHARE=1 -pthread tests/native/sanitize.cpp -o build/sanitize-small
+	build/sanitize-small
+	$(CXX) $(SANITIZE) -pthread tests/native/sanitize.cpp -o build/sanitize
+	build/sanitize
 
 picture: $(BIN)/.demo
 	$(BIN)/python docs/picture.py demo-run docs/front.svg

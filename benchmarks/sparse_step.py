@@ -1,6 +1,6 @@
 """A whole sparse training step beside dense ones: one process, one thread, interleaved, minimum and median.
 
-    python benchmarks/sparse_step.py [--json] [--quick]
+    python benchmarks/sparse_step.py [--json] [--quick] [--width 1024] [--batch 128]
 
 The network is a multilayer perceptron 784-W-W-W-10 with biases and ReLU; its three hidden layers are sparse, the layer of
 the outputs is dense. A step is: zero gradients, forward, cross-entropy, backward, SGD with momentum. Sparse steps use our
@@ -229,6 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="width 1024 at batch 128 with two rivals: under a minute")
+    parser.add_argument("--width", type=int, choices=NATIVE, help="this width only")
+    parser.add_argument("--batch", type=int, choices=(32, BATCH, 512), help="this batch only")
     arguments = parser.parse_args()
     note = "left out by --quick" if arguments.quick else compiler()
     rivals: tuple[str, ...] = ("dense", "masked") if note else ("dense", "masked", "compiled")
@@ -236,6 +238,7 @@ def main() -> None:
     if not arguments.quick:
         rivals = (*rivals, "scipy")
         cases = [(w, s, b) for w in NATIVE for b in (32, BATCH, 512) for s in (0.8, 0.9, 0.95, 0.98, 0.99)]
+    cases = [c for c in cases if arguments.width in (None, c[0]) and arguments.batch in (None, c[2])]
     claims: list[dict[str, Any]] = []
     with threads(1), warnings.catch_warnings() if not note else contextlib.nullcontext():
         if not note:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pared._version import __version__
-from pared.native.library import INSTRUCTIONS, library, why_not
+from pared.native.loading import INSTRUCTIONS, library, why_not
 
 
 @dataclass(frozen=True)

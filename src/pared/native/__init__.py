@@ -1,5 +1,5 @@
 """The compiled kernels: optional, found and opened when the first operator is used."""
 
-from pared.native.library import disabled, library
+from pared.native.loading import disabled, library
 
 __all__ = ["disabled", "library"]

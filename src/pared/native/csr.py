@@ -3,14 +3,14 @@
 Tensors are on the CPU and contiguous; numbers are float32 or float64, all of one type; indices are int32. (crow, col) is a
 pattern of `rows` rows in CSR whose columns ascend and lie inside `inner`, as `pared.ops.Pattern` makes sure of once; its
 entry i has the number perm[i] in values, or i where `perm` is None. `isa` asks for an instruction set of
-`library.INSTRUCTIONS`, -1 for the best there is; results are the same for any number of threads.
+`loading.INSTRUCTIONS`, -1 for the best there is; results are the same for any number of threads.
 """
 
 import torch
 from torch import Tensor
 
 from pared.errors import ConfigError
-from pared.native.library import Library, library
+from pared.native.loading import Library, library
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 

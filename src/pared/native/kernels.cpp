@@ -10,7 +10,7 @@
 // Every number is computed by one thread in one order, so that results do not depend on how many threads there are.
 // Pointers are trusted; that columns ascend inside a row and lie inside the matrix was checked when the pattern was made.
 //
-// To add a kernel: a Task of its own or a walk of its own, an entry point below, its signature in library.py, VERSION + 1.
+// To add a kernel: a Task of its own or a walk of its own, an entry point below, its signature in loading.py, VERSION + 1.
 
 #include <algorithm>
 #include <cstddef>
@@ -40,8 +40,16 @@ namespace {
 
 constexpr int VERSION = 1;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
-constexpr int64_t CACHE = 512 * 1024;  // bytes of gathered rows that are read over and over: half of a common second cache
-constexpr int64_t SHARE = 1 << 18;     // multiplications below which a thread costs more than it brings
+
+// Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
+#if !defined(PARED_CACHE)
+#define PARED_CACHE (512 * 1024)
+#endif
+#if !defined(PARED_SHARE)
+#define PARED_SHARE (1 << 18)
+#endif
+constexpr int64_t CACHE = PARED_CACHE;  // bytes of gathered rows that are read over and over: half of a common second cache
+constexpr int64_t SHARE = PARED_SHARE;  // multiplications below which a thread costs more than it brings
 
 template <class T>
 struct Task {

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.ops.csr import csr_product
+from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
 from pared.ops.sparse import check
 
@@ -100,6 +101,7 @@ class SparseLinear(nn.Module):
             linear.out_features,
             mask=mask,
             bias=linear.bias is not None,
+            generator=torch.Generator(),  # of its own, as what is drawn is written over
             device=weight.device,
             dtype=weight.dtype,
         )
@@ -183,7 +185,7 @@ class SparseLinear(nn.Module):
         """
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected {self.in_features} features on the last axis, got shape {tuple(x.shape)}")
-        if x.dtype != self.values.dtype and torch.is_autocast_enabled(x.device.type):
+        if x.dtype != self.values.dtype and x.device.type in DEVICES and torch.is_autocast_enabled(x.device.type):
             x = x.to(self.values.dtype)
         check(x, self.values, self.bias, self.col)
         features_major = x.reshape(-1, self.in_features).t().contiguous()
@@ -217,9 +219,9 @@ class SparseLinear(nn.Module):
     ) -> None:
         """Take over the pattern, if it is whole and right, and then load as always."""
         crow, col, values = (state_dict.get(prefix + name) for name in ("crow", "col", "values"))
-        if crow is not None and col is not None and values is not None:
+        if crow is not None and col is not None and values is not None and not crow.is_meta:
             try:
-                self._take_pattern(crow, col, values)
+                self._take_pattern(crow, col, values, assign=local_metadata.get("assign_to_params_buffers", False))
             except ConfigError as error:
                 error_msgs.append(f"{prefix.rstrip('.') or 'SparseLinear'}: {error}")
                 return
@@ -227,19 +229,22 @@ class SparseLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @torch.no_grad()
-    def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor) -> None:
+    def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor, *, assign: bool) -> None:
+        """Make room for what is about to be copied into this layer, or to replace its tensors."""
         if crow.shape != (self.out_features + 1,) or values.shape != col.shape:
             raise ConfigError(
                 f"expected crow ({self.out_features + 1},), and values and col of one length; got {tuple(crow.shape)}, "
                 f"{tuple(values.shape)} and {tuple(col.shape)}"
             )
-        device = self.crow.device
-        pattern = Pattern.from_csr(crow, col, self.in_features)
-        same = not self.crow.is_meta and crow.device.type != "meta" and pattern.count == self.count
-        if same and torch.equal(pattern.crow.to(device), self.crow) and torch.equal(pattern.col.to(device), self.col):
+        if assign and (crow.dtype, col.dtype) != (torch.int32, torch.int32):
+            raise ConfigError(f"expected crow and col in int32 to assign them, got {crow.dtype} and {col.dtype}")
+        device = crow.device if assign else self.crow.device
+        pattern = Pattern.from_csr(crow, col, self.in_features).to(device)
+        held = device == self.crow.device and device.type != "meta" and pattern.count == self.count
+        if held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col):
             return
         _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
-        self._set_pattern(pattern.to(device))
+        self._set_pattern(pattern)
 
 
 def dense(model: nn.Module) -> nn.Module:

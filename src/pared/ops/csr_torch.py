@@ -18,7 +18,8 @@ def product(crow: Tensor, col: Tensor, perm: Tensor | None, values: Tensor, bias
     rows = len(crow) - 1
     if len(col) and x.shape[1]:
         ordered = values if perm is None else values.index_select(0, perm)
-        out = (_matrix(crow, col, ordered, len(x)) @ x).contiguous()
+        with torch.autocast(x.device.type, enabled=False):  # which would narrow what there is no kernel for
+            out = (_matrix(crow, col, ordered, len(x)) @ x).contiguous()
     else:
         out = x.new_zeros((rows, x.shape[1]))
     return out if bias is None else out.add_(bias.unsqueeze(1))
@@ -29,7 +30,8 @@ def dots(crow: Tensor, col: Tensor, perm: Tensor | None, held: Tensor, x: Tensor
     zeros = x.new_zeros(len(col))
     if not len(col) or not x.shape[1]:
         return zeros
-    found = torch.sparse.sampled_addmm(_matrix(crow, col, zeros, len(x)), held, x.t(), beta=0.0).values()
+    with torch.autocast(x.device.type, enabled=False):
+        found = torch.sparse.sampled_addmm(_matrix(crow, col, zeros, len(x)), held, x.t(), beta=0.0).values()
     return found if perm is None else torch.empty_like(found).index_copy_(0, perm.long(), found)
 
 

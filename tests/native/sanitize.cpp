@@ -1,0 +1,101 @@
+// The kernels on random patterns, each array exactly as long as it must be, against plain loops: for `make sanitize`, which
+// compiles this with the address and undefined-behaviour sanitizers, a tiny cache and a tiny share, to reach every branch.
+
+#include "../../src/pared/native/kernels.cpp"
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <vector>
+
+namespace {
+
+std::mt19937 engine(0);
+
+int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(engine); }
+
+// Exactly `count` numbers on the heap, so that one too far is seen.
+template <class T>
+std::unique_ptr<T[]> numbers(int64_t count) {
+    std::unique_ptr<T[]> made(new T[size_t(count)]);
+    for (int64_t i = 0; i < count; ++i) made[i] = T(std::normal_distribution<double>()(engine));
+    return made;
+}
+
+template <class T>
+bool close(const T* got, const std::vector<double>& expected, const char* what) {
+    const double tolerance = sizeof(T) == 4 ? 1e-4 : 1e-11;
+    for (size_t i = 0; i < expected.size(); ++i)
+        if (!(std::abs(double(got[i]) - expected[i]) <= tolerance * (1 + std::abs(expected[i])))) {
+            std::printf("%s differs at %zu: %g, expected %g\n", what, i, double(got[i]), expected[i]);
+            return false;
+        }
+    return true;
+}
+
+template <class T, class Product, class Dots, class Backward>
+bool once(Product product, Dots dots, Backward backward) {
+    const int64_t rows = pick(1, 40), inner = pick(1, 90), batch = pick(0, 9) ? pick(1, 300) : pick(0, 17);
+    const double density = std::uniform_real_distribution<double>(0, pick(0, 2) / 2.0)(engine);
+    std::vector<int32_t> crow{0}, col;
+    for (int64_t r = 0; r < rows; ++r) {
+        const bool empty = pick(0, 5) == 0;
+        for (int64_t c = 0; c < inner; ++c)
+            if (!empty && std::uniform_real_distribution<double>()(engine) < density) col.push_back(int32_t(c));
+        crow.push_back(int32_t(col.size()));
+    }
+    const int64_t entries = int64_t(col.size());
+    std::unique_ptr<int32_t[]> perm;
+    if (pick(0, 1)) {
+        perm.reset(new int32_t[size_t(entries)]);
+        for (int64_t i = 0; i < entries; ++i) perm[i] = int32_t(i);
+        std::shuffle(perm.get(), perm.get() + entries, engine);
+    }
+    auto values = numbers<T>(entries), bias = numbers<T>(rows), gathered = numbers<T>(inner * batch);
+    auto held = numbers<T>(rows * batch), out = numbers<T>(rows * batch), found = numbers<T>(entries);
+    col.shrink_to_fit();
+    crow.shrink_to_fit();
+    const int isa = pick(-1, 2), threads = pick(1, 4);
+    const bool biased = pick(0, 1);
+    std::vector<double> plain(rows * batch), offset(rows * batch), dotted(entries);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t b = 0; b < batch; ++b) {
+            double sum = 0;
+            for (int32_t i = crow[r]; i < crow[r + 1]; ++i) {
+                const int32_t number = perm ? perm[i] : i;
+                sum += double(values[number]) * gathered[col[i] * batch + b];
+                dotted[number] += double(held[r * batch + b]) * gathered[col[i] * batch + b];
+            }
+            plain[r * batch + b] = sum;
+            offset[r * batch + b] = sum + (biased ? double(bias[r]) : 0.0);
+        }
+    const int32_t *ends = crow.data(), *columns = col.data();
+    bool good = product(rows, inner, batch, entries, ends, columns, perm.get(), values.get(), biased ? bias.get() : nullptr,
+                        gathered.get(), out.get(), isa, threads) == 0;
+    good = good && close(out.get(), offset, "product");
+    good = good && dots(rows, inner, batch, entries, ends, columns, perm.get(), held.get(), gathered.get(), found.get(), isa,
+                        threads) == 0;
+    good = good && close(found.get(), dotted, "dots");
+    out = numbers<T>(rows * batch);
+    found = numbers<T>(entries);
+    good = good && backward(rows, inner, batch, entries, ends, columns, perm.get(), values.get(), held.get(), gathered.get(),
+                            out.get(), found.get(), isa, threads) == 0;
+    good = good && close(out.get(), plain, "backward's product") && close(found.get(), dotted, "backward's dots");
+    crow[rows] += 1;
+    good = good && product(rows, inner, batch, entries, crow.data(), columns, perm.get(), values.get(), nullptr,
+                           gathered.get(), out.get(), isa, threads) == BAD_PATTERN;
+    if (!good) std::printf("rows %ld, inner %ld, batch %ld, isa %d, threads %d\n", rows, inner, batch, isa, threads);
+    return good;
+}
+
+}  // namespace
+
+int main() {
+    for (int n = 0; n < 1500; ++n)
+        if (!once<float>(pared_product_f32, pared_dots_f32, pared_backward_f32) ||
+            !once<double>(pared_product_f64, pared_dots_f64, pared_backward_f64))
+            return 1;
+    std::printf("3000 random patterns, best instruction set %d: nothing found\n", pared_best_isa());
+    return 0;
+}

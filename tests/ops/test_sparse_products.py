@@ -1,0 +1,148 @@
+"""The sparse linear map: derivatives of both kinds of kernels against numbers, a dense twin and torch's checks."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pared.errors import ConfigError
+from pared.native import disabled, library
+from pared.ops import Pattern, sparse_linear
+from pared.ops.csr import csr_backward, csr_dots, csr_product
+
+PATHS = [pytest.param("native", marks=pytest.mark.skipif(library() is None, reason="not built")), "torch"]
+
+
+@pytest.fixture(params=PATHS, scope="module")
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "native":
+        yield "native"
+        return
+    with disabled():
+        yield "torch"
+
+
+def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(pattern: Pattern, batch: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    made = draw(1, pattern.columns, batch, dtype=dtype), draw(2, pattern.count, dtype=dtype)
+    return [t.requires_grad_() for t in (*made, draw(3, pattern.rows, dtype=dtype))]
+
+
+PATTERNS = [
+    pytest.param(torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 0, 0, 1]]), id="empty row and column"),
+    pytest.param(torch.tensor([[1, 0, 1, 1, 1]]), id="one row"),
+    pytest.param(torch.tensor([[1], [0], [1]]), id="one column"),
+    pytest.param(torch.zeros(3, 2), id="nothing"),
+    pytest.param(torch.ones(3, 4), id="everything"),
+]
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("mask", PATTERNS)
+def test_derivatives_are_right_twice_over(mask: Tensor, batch: int) -> None:
+    pattern = Pattern.from_mask(mask)
+    x, values, bias = inputs(pattern, batch)
+    assert torch.autograd.gradcheck(lambda a, v, b: sparse_linear(a, v, pattern, b), (x, values, bias))
+    assert torch.autograd.gradgradcheck(lambda a, v, b: sparse_linear(a, v, pattern, b), (x, values, bias))
+
+
+@pytest.mark.usefixtures("path")
+@given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 20), st.integers(0, 70), st.floats(0.0, 1.0))
+def test_gradients_are_those_of_a_masked_dense_twin(
+    seed: int, rows: int, columns: int, batch: int, density: float
+) -> None:
+    pattern = Pattern.random(rows, columns, density, torch.Generator().manual_seed(seed))
+    x, values, bias = inputs(pattern, batch)
+    dy = draw(4, rows, batch)
+    mask = pattern.to_dense(torch.ones_like(values))
+    weight = pattern.to_dense(values.detach()).requires_grad_()
+    twin = (weight * mask) @ x + bias.unsqueeze(1)
+    expected = torch.autograd.grad(twin, (x, weight, bias), dy)
+    y = sparse_linear(x, values, pattern, bias)
+    got = torch.autograd.grad(y, (x, values, bias), dy)
+    torch.testing.assert_close(y, twin, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(pattern.to_dense(got[1]), expected[1] * mask, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(got[2], expected[2], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1)])
+def test_only_what_is_asked_for_is_derived(needed: tuple[int, ...]) -> None:
+    pattern = Pattern.random(6, 7, 0.4, torch.Generator().manual_seed(0))
+    all_of_them = inputs(pattern, 4)
+    x, values, bias = all_of_them
+    expected = torch.autograd.grad(sparse_linear(x, values, pattern, bias).sin().sum(), all_of_them)
+    some = [t.detach().clone().requires_grad_(n in needed) for n, t in enumerate(all_of_them)]
+    sparse_linear(some[0], some[1], pattern, some[2]).sin().sum().backward()
+    for number, tensor in enumerate(some):
+        if number in needed:
+            assert tensor.grad is not None
+            torch.testing.assert_close(tensor.grad, expected[number])
+        else:
+            assert tensor.grad is None
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_operators_keep_the_contract_of_torch(dtype: torch.dtype) -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    operands: tuple[Any, ...] = pattern.operands()
+    x, values, bias = inputs(pattern, 3, dtype)
+    dy = draw(5, 5, 3, dtype=dtype).requires_grad_()
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    for op, arguments in ((csr_product, (x, values, bias)), (csr_dots, (dy, x)), (csr_backward, (dy, x, values))):
+        torch.library.opcheck(op, (*arguments, *operands), test_utils=tests)
+
+
+@pytest.mark.usefixtures("path")
+def test_what_is_not_contiguous_is_copied() -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    x, values, bias = inputs(pattern, 4)
+    spread = values.detach().repeat_interleave(2)[::2]
+    y = sparse_linear(x.t().contiguous().t(), spread, pattern, bias)
+    assert torch.equal(y, sparse_linear(x, values, pattern, bias))
+    dy = draw(9, 4, 5).t()
+    twice = [
+        torch.autograd.grad(sparse_linear(x, values, pattern, bias), (x, values), g) for g in (dy, dy.contiguous())
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
+
+
+@pytest.mark.usefixtures("path")
+def test_it_compiles_whole() -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    x, values, bias = inputs(pattern, 4)
+    compiled = torch.compile(
+        lambda a, v, b: sparse_linear(a, v, pattern, b).relu(), fullgraph=True, backend="aot_eager"
+    )
+    got = torch.autograd.grad(compiled(x, values, bias).sum(), (x, values, bias))
+    expected = torch.autograd.grad(sparse_linear(x, values, pattern, bias).relu().sum(), (x, values, bias))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_has_no_kernel_is_refused() -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    x, values, bias = (t.detach() for t in inputs(pattern, 4))
+    refused: list[tuple[str, tuple[Any, ...]]] = [
+        ("features first", (x.t(), values, pattern, bias)),
+        ("features first", (x[:, 0], values, pattern, bias)),
+        ("float32 or float64", (x.half(), values.half(), pattern, bias.half())),
+        ("x like the values", (x.float(), values, pattern, bias)),
+        ("bias like the values", (x, values, pattern, bias.float())),
+        ("expected values", (x, values[1:], pattern, bias)),
+        ("expected values", (x, values, pattern, bias[1:])),
+        ("pattern where", (x.to("meta"), values.to("meta"), pattern, None)),
+    ]
+    for match, arguments in refused:
+        with pytest.raises(ConfigError, match=match):
+            sparse_linear(*arguments)

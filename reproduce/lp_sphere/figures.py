@@ -7,7 +7,8 @@
 One page a figure and data set, its charts as SVG. A figure without results is named and left out. What the paper leaves
 open: figure 2's neuron is the first of the output layer, each column relative to its largest weight, and beside the columns
 the sizes are drawn in order; the sparsity of figures 3 and 4 is the mean over layers, and of accuracies there is that on test
-images only; which 16 neurons figure 7 shows. Figure 1 is a drawing and figure 9b a schedule without values.
+images only; which 16 neurons figure 7 shows. Networks
+that did not learn are marked in figures 5 and 6. Figure 1 is a drawing and figure 9b a schedule without values.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import METHODS, SPARSITIES, results
-from hoyer import published
+from hoyer import learnt, published
 from images import THEIRS
 
 from pared.ops import expected_hoyer
@@ -97,10 +98,12 @@ def figure_5(name: str, found: list[dict[str, Any]], theirs: dict[tuple[int, flo
         low, high = ps[0], ps[-1]
         grid = [low * (high / low) ** (k / 60) for k in range(61)]
         ours = [(p, mean(one["epochs"][-1]["hoyer"][layer] for one in mine if one["p"] == p)) for p in ps]
+        at_chance = [(p, value) for p, value in ours if not all(learnt(one) for one in mine if one["p"] == p)]
         paper = sorted((p, value) for (which, p), value in theirs.items() if which == layer + 1)
         series = [
             Series("theory", [(p, float(expected_hoyer(d, p))) for p in grid], "blue"),
             Series("ours", ours, "green", marker="dot"),
+            Series("did not learn", at_chance, "red", line=False, marker="ring"),
             Series("the paper's", paper, "orange", marker="open", dash="2 4"),
         ]
         kind = "convolution" if layer < 3 else "fully connected"
@@ -176,7 +179,7 @@ def figure_8(key: tuple[str, int, int], found: list[dict[str, Any]]) -> Page:
     series.append(Series("paper, dense", [(x, theirs[0]) for x in ends], "red", dash="2 3"))
     number = "9a" if name == "cifar10" else "8"
     title = f"{name}, width {usual}: accuracy against sparsity, {epochs} epochs of {rows:,} images"
-    drawn = chart(title, series, x_label="sparsity reached", y_label="test accuracy", height=420)
+    drawn = chart("Accuracy against sparsity", series, x_label="sparsity reached", y_label="test accuracy", height=420)
     return f"figure-{number}-{name}-{epochs}-{rows}", title, [drawn]
 
 

@@ -167,22 +167,29 @@ def correlation_table(found: list[dict[str, Any]]) -> None:
     if not found:
         return
     print("\nmean |correlation| of two neurons of a layer after the last epoch (ratio to independent ones)")
-    dims, holds, beside = found[0]["dims"], [], []
+    dims, plain, beside = found[0]["dims"], [], []
     print(f"{'p':>6}{'runs':>6}" + "".join(f"{f'layer {k} ({d})':>20}" for k, d in enumerate(dims, 1)))
     for p in sorted({one["p"] for one in found}):
-        mine = [one["correlation"] for one in found if one["p"] == p]
-        means = [statistics.mean(run[layer]["mean"] for run in mine) for layer in range(len(dims))]
+        mine = [one for one in found if one["p"] == p]
+        means = [statistics.mean(one["correlation"][layer]["mean"] for one in mine) for layer in range(len(dims))]
         ratios = [mean / chance(d) for mean, d in zip(means, dims, strict=True)]
-        told = "".join(f"{f'{mean:.3f} ({ratio:.1f}x)':>20}" for mean, ratio in zip(means, ratios, strict=True))
-        print(f"{p:>6g}{len(mine):>6}{told}")
-        holds.append(min(means[3:5]) > max(means[:3]))
-        beside.append(min(ratios[3:5]) > max(ratios[:3]))
+        line = "".join(f"{f'{mean:.3f} ({ratio:.1f}x)':>20}" for mean, ratio in zip(means, ratios, strict=True))
+        learned = all(learnt(one) for one in mine)
+        print(f"{p:>6g}{len(mine):>6}{line}" + ("" if learned else "   did not learn"))
+        if learned:
+            plain.append(min(means[3:5]) > max(means[:3]))
+            beside.append(min(ratios[3:5]) > max(ratios[:3]))
     print(
-        "the paper: layers 4 and 5, fully connected, are obviously more correlated than the convolutions 1 to 3 at the\n"
-        f"same p. Both are above all three at {sum(holds)} of {len(holds)} exponents, as multiples of independent ones at "
-        f"{sum(beside)}: "
-        + ("it holds here" if all(holds) else "it holds here for some" if any(holds) else "it does not hold here")
+        "the paper: layers 4 and 5, fully connected, are obviously more correlated than the convolutions 1 to 3 at one p."
     )
+    for held, words in ((plain, "as they are"), (beside, "as multiples of independent ones")):
+        verdict = "holds" if held and all(held) else "holds in part" if any(held) else "does not hold"
+        print(f"  correlations {words}: both above all three at {sum(held)} of {len(held)} exponents: {verdict}")
+
+
+def learnt(one: dict[str, Any]) -> bool:
+    """Return whether a network got off the largest class's share."""
+    return one["epochs"][-1]["test"] > 20.0
 
 
 def chance(d: int) -> float:

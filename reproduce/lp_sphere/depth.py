@@ -35,7 +35,7 @@ from pared.optim import LpSGD, lp_groups, piecewise_linear
 
 images = cache(read_images)
 WIDTH, BATCH, VALIDATION = 100, 128, 5000
-RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), "LpSGD": (0.003, 0.01, 0.03, 0.1, 0.3)}
+RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), "LpSGD": (0.001, 0.003, 0.01, 0.03, 0.1)}
 METHODS = ("SGD", "LpSGD-1.2", "LpSGD-1.5", "LpSGD-2")
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 #: A network that learned nothing is at 11; below the first SGD counts as failing; points that count as better.

@@ -200,7 +200,7 @@ def table(options: argparse.Namespace) -> None:
     harms = sum(len(where) for (_, better), where in said.items() if better == "behind")
     print(
         f'"partially overcome": {"seen" if helps else "not seen"}, in {helps} of the {all_} cases in which SGD fails'
-        + (f"; the sphere is behind in {harms} others" if harms else "")
+        + (f"; it is behind in {harms} of the others" if harms else "")
     )
 
 

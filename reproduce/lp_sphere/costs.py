@@ -10,12 +10,11 @@ scripts, changes as often as they make them in short runs, so that a run shows a
 
 FLOPs (--parts flops) are counted step by step over a run. A layer whose forward pass takes f when dense (2 for a weight and
 position) takes, at a living share d, 2·d·f for the forward pass and the gradient of its inputs, and for the gradient of its
-weights d·f, or f at a step at which the method looks at the gradients of all weights: every step of SNFS and SDR, those
-with a change of RigL, SNIP and LpSS, none of the others. Source: Evci et al. (2020), Rigging the lottery, appendix H, where
+weights d·f, or f at a step at which the method looks at the gradients of all weights: every step of SNFS, those with a
+change of RigL, SNIP and LpSS, none of the others. Source: Evci et al. (2020), Rigging the lottery, appendix H, where
 that makes 3·f(S) a step, 2·f(S) + f(D) with a look, and for the first layer a gradient of inputs too; masks, norms and
-the optimizer count nothing. A change of RigL pays that gradient and takes no step. SDR needs the gradients of what lives
-only, its dead stay dead; so a column says what were without looks. One more says what a run with a change every 40 steps
-would cost, the paper's frequency: looks at changes counted by that much less.
+the optimizer count nothing. A change of RigL pays that gradient and takes no step. A column says what were without looks,
+and one what a run with a change every 40 steps would cost, the paper's frequency: looks at changes counted by that much less.
 
 Time (--parts time) is that of a whole step, all methods in turns in one process; steps with a change apart. Memory (--parts
 memory) is by how much a process of its own grows at most from before the network is built, on images of noise; and the bytes
@@ -127,7 +126,7 @@ class Trainer:
     def shares(self) -> dict[str, float]:
         """Return the living share of every layer's weight, by name."""
         known = {} if self.session is None else self.session.connections
-        return {name: one.count / one.mask.numel() for name, one in known.items()}
+        return {name: one.count / one.shape.numel() for name, one in known.items()}
 
     def kept(self) -> int:
         """Return the bytes that have to be kept: living weights, optimizer state for them, masks, what is remembered."""

@@ -15,31 +15,25 @@ what the paper's rows at the majority's share look like. Each run lands as one J
 """
 
 import argparse
-import json
-import math
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from bench import METHODS, PAPER, SPARSITIES, arguments, parsed, results, run_missing, told
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pared
-from pared.methods import SET, LpSS, RigL, SNIPDynamic, Static, WeightMethod
 from pared.models import mlp
 from pared.optim import LpSGD, lp_groups, piecewise_linear
-from pared.topology import Cosine
 
 #: Hidden widths, training and test rows, and epochs.
-PAPER: dict[str, tuple[tuple[int, ...], int, int, int]] = {
+SETS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
     "adult": ((256, 512, 256, 128), 32561, 16281, 20),
     "connect-4": ((512, 512, 256, 128), 57557, 10000, 20),
     "dna": ((1024, 512, 256, 128), 2590, 600, 40),
@@ -58,23 +52,10 @@ THEIRS = {
     "climate": "93.57 95.00 96.43 95.00 93.57 97.14 97.14 92.14 97.14 92.14 96.43 92.14 92.14 92.14 92.14 92.14",
     "web": "90.50 91.00 93.50 92.00 91.50 89.00 92.50 92.50 92.50 90.50 84.00 49.00 49.00 87.50 87.00 84.00",
 }
-SPARSITIES = (0.5, 0.8, 0.9)
 #: The exponent of LpSS at each sparsity, as in the paper's code.
 EXPONENT = {0.5: 1.4, 0.8: 1.3, 0.9: 1.2}
 RATE, SPHERE_RATE = 0.05, 2 / 256
 LINE = [(0.0, 0.05), (0.25, 1.0), (1.0, 0.0)]
-METHODS: dict[str, Callable[[float, int], WeightMethod]] = {
-    "SET": lambda s, total: SET(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
-    "Static": lambda s, total: Static(s),
-    "RigL": lambda s, total: RigL(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
-    "SNIP": lambda s, total: SNIPDynamic(s, every=often(total, 60)),
-    "LpSS": lambda s, total: LpSS(s, every=often(total, 200), threshold=Cosine(0.2)),
-}
-
-
-def often(total: int, times: int) -> int:
-    """Return the steps between two changes: the paper's 40, or fewer where that would be fewer than `times` in a run."""
-    return min(40, max(1, total // times))
 
 
 def one_hot(frame: pd.DataFrame, levels: int | None = None) -> np.ndarray:
@@ -139,7 +120,7 @@ READERS: dict[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]] = {
 def split(name: str, data: Path, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return standardised training rows and their classes, and those of the test."""
     x, y = READERS[name](data)
-    _, train, test, _ = PAPER[name]
+    _, train, test, _ = SETS[name]
     order = np.arange(len(x)) if name == "adult" else np.random.default_rng(seed).permutation(len(x))
     first, last = order[: len(x) - test][:train], order[len(x) - test :]
     mean, deviation = x[first].mean(0), x[first].std(0)
@@ -162,10 +143,10 @@ def draw_(model: nn.Module, session: Any, generator: torch.Generator) -> None:
             module.bias.zero_()
 
 
-def run(name: str, method: str, sparsity: float, seed: int, data: Path, options: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, method: str, sparsity: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one network and return its test accuracy."""
-    hidden, _, _, usual = PAPER[name]
-    x, y, x_test, y_test = split(name, data, seed)
+    hidden, _, _, usual = SETS[name]
+    x, y, x_test, y_test = split(name, Path(options.data), seed)
     generator = torch.Generator().manual_seed(seed)
     model = mlp(x.shape[1], int(y.max()) + 1, hidden, generator=generator)
     count = sum(p.numel() for p in model.parameters())
@@ -186,55 +167,66 @@ def run(name: str, method: str, sparsity: float, seed: int, data: Path, options:
     if method != "LpSS" and drawn:
         draw_(model, session, generator)
     schedule = piecewise_linear(optimizer, [(time * total, factor) for time, factor in LINE])
-    began = time.perf_counter()
     for _ in range(total // steps):
         for rows in torch.randperm(len(x), generator=generator)[: steps * batch].split(batch):
             F.cross_entropy(model(x[rows]), y[rows]).backward()
             optimizer.step() if session is None else session.step()
             schedule.step()
             optimizer.zero_grad()
-    with torch.no_grad():
-        right = 100.0 * float((model(x_test).argmax(1) == y_test).double().mean())
-        fitted = 100.0 * float((model(x).argmax(1) == y).double().mean())
+    right, fitted = share(model, x_test, y_test), share(model, x, y)
     majority = 100.0 * float(torch.bincount(y_test).max()) / len(y_test)
+    reached = 0.0 if session is None else session.sparsity
+    print(f"{name} {method} {sparsity:g}, seed {seed}: {right:.2f} ({reached:.3f} sparse)", flush=True)
     return {
         "set": name,
         "method": method,
         "sparsity": sparsity,
         "seed": seed,
         "params": count,
-        "reached": 0.0 if session is None else session.sparsity,
+        "reached": reached,
         "test": right,
         "train": fitted,
         "majority": majority,
         "draw": options.draw,
         "epochs": total // steps,
-        "seconds": time.perf_counter() - began,
-        "command": " ".join(sys.argv),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "pared": pared.__version__},
     }
 
 
-def table(out: Path) -> None:
+@torch.no_grad()
+def share(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share that is right, in points; all rows at once, as the results that are there were made."""
+    return 100.0 * float((model(x).argmax(1) == y).double().mean())
+
+
+def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Return what was asked for, by name."""
+    for name in options.sets.split(","):
+        for seed in map(int, options.seeds.split(",")):
+            for method in options.methods.split(","):
+                for sparsity in SPARSITIES if method != "dense" else (0.0,):
+                    file = f"{name}-{method.replace(' ', '_')}-{sparsity:g}-{seed}"
+                    yield file, partial(run, name, method, sparsity, seed, options)
+
+
+def table(options: argparse.Namespace) -> None:
     """Print mean and standard error over seeds, the paper's value behind it, and what looks like a collapsed run."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))]
+    found = results(options)
     for name, row in THEIRS.items():
         theirs = [float(value) for value in row.split()]
         mine = [one for one in found if one["set"] == name]
         if not mine:
             continue
-        dense = [one["test"] for one in mine if one["method"] == "dense"]
-        share = statistics.mean(one["majority"] for one in mine)
-        print(
-            f"\n{name}: {mine[0]['params']:,} parameters, largest class {share:.2f}, dense {told(dense)} / {theirs[0]:.2f}"
-        )
-        print(f"{'sparsity':>9}" + "".join(f"{method:>24}" for method in METHODS))
+        dense = told(one["test"] for one in mine if one["method"] == "dense")
+        most = statistics.mean(one["majority"] for one in mine)
+        print(f"\n{name}: {mine[0]['params']:,} parameters, largest class {most:.2f}, dense {dense} / {theirs[0]:.2f}")
+        columns = [method for method in METHODS if method in PAPER or any(one["method"] == method for one in mine)]
+        print(f"{'sparsity':>9}" + "".join(f"{method:>24}" for method in columns))
         for place, sparsity in enumerate(SPARSITIES):
             line = f"{sparsity:>9}"
-            for column, method in enumerate(METHODS):
-                runs = [one for one in mine if one["method"] == method and one["sparsity"] == sparsity]
-                cell = f"{told([one['test'] for one in runs])} / {theirs[1 + 5 * place + column]:.2f}" if runs else "-"
-                line += f"{cell:>24}"
+            for column, method in enumerate(columns):
+                some = [one["test"] for one in mine if (one["method"], one["sparsity"]) == (method, sparsity)]
+                known = f" / {theirs[1 + 5 * place + column]:.2f}" if some and method in PAPER else ""
+                line += f"{told(some) + known:>24}"
             reached = [one["reached"] for one in mine if one["method"] == "LpSS" and one["sparsity"] == sparsity]
             print(line + (f"   LpSS reached {statistics.mean(reached):.3f}" if reached else ""))
         for one in mine:
@@ -242,43 +234,19 @@ def table(out: Path) -> None:
                 print(f"  collapsed: {one['method']} at {one['sparsity']}, seed {one['seed']}: {one['test']:.2f}")
 
 
-def told(values: list[float]) -> str:
-    """Return mean and standard error."""
-    if not values:
-        return "-"
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.mean(values):.2f} ± {error:.2f}"
-
-
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("PARED_DATA"))
-    parser.add_argument("--sets", default=",".join(PAPER))
-    parser.add_argument("--methods", default=",".join(["dense", *METHODS]))
+    parser = arguments(__doc__, "tables")
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--methods", default=",".join(["dense", *PAPER]))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, help="the paper's 20 or 40 if left out")
-    parser.add_argument("--out", type=Path, default=Path("results/lp_sphere/tables"))
     parser.add_argument("--draw", choices=["live", "torch"], default="live", help="how weights are drawn at the start")
     parser.add_argument("--only", choices=["table"])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
+    options = parsed(parser)
     if options.only != "table":
-        if options.data is None:
-            parser.error("say where the data is with --data DIR or PARED_DATA")
-        options.out.mkdir(parents=True, exist_ok=True)
-        for name in options.sets.split(","):
-            for seed in map(int, options.seeds.split(",")):
-                for method in options.methods.split(","):
-                    for sparsity in SPARSITIES if method != "dense" else (0.0,):
-                        path = options.out / f"{name}-{method}-{sparsity:g}-{seed}.json"
-                        if not path.exists():
-                            told_ = run(name, method, sparsity, seed, Path(options.data), options)
-                            path.write_text(json.dumps(told_))
-                            print(f"{path.stem}: {told_['test']:.2f} ({told_['reached']:.3f} sparse)", flush=True)
-    table(options.out)
+        run_missing(runs(options), options)
+    table(options)
     return 0
 
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pared.report.card import render_card
-from pared.report.charts import Series, chart, number
+from pared.report.charts import Series, chart, heatmap, number
 from pared.report.html import headline, render_html
 from pared.report.reading import RunRecord
 from pared.report.table import render_table, rows, shortened
@@ -118,6 +118,21 @@ def test_end_labels_do_not_cover_each_other() -> None:
     ends = sorted(float(y) for y in re.findall(r'x="640" y="([\d.]+)"', svg))
     assert len(ends) == 6
     assert all(b - a >= 14.9 for a, b in pairwise(ends))
+
+
+def test_a_heatmap_has_a_cell_for_each_number_that_counts() -> None:
+    wide, lone = [[1.0, -0.5, 0.0], [0.001, 0.5, 9.0]], [[float("nan")], [-1.0]]
+    figure = heatmap("a <title>", [[("p=1", wide), ("p=2", lone)], [("p=3", [])]], cell=(10, 5))
+    drawn = {
+        (path.get("fill"), path.get("fill-opacity")): path.get("d") or ""
+        for path in ElementTree.fromstring(figure).iter("{http://www.w3.org/2000/svg}path")
+    }
+    assert drawn["var(--blue)", "1"] == "M0 18h10v5h-10zM20 23h10v5h-10z"
+    assert drawn["var(--blue)", "0.5"].startswith("M10 23")
+    assert drawn["var(--orange)", "0.5"].startswith("M10 18")
+    assert drawn["var(--orange)", "1"] == "M42 23h10v5h-10z"
+    assert len(drawn) == 4
+    assert all(f">p={k}</text>" in figure for k in (1, 2, 3))
 
 
 def test_numbers_and_long_lists_are_short() -> None:

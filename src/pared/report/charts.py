@@ -106,6 +106,25 @@ def bars(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]
     return svg(title, "".join(parts), height)
 
 
+def heatmap(
+    title: str,
+    panels: Sequence[Sequence[tuple[str, Sequence[Sequence[float]]]]],
+    *,
+    cell: tuple[float, float] = (7.0, 7.0),
+    most: float = 1.0,
+) -> str:
+    """Return matrices as grids of cells, blue above 0 and orange below, full at ±`most`: rows of (label, matrix)."""
+    parts, y = [], 0.0
+    for row in panels:
+        x, y = 0.0, y + 18.0
+        for label, matrix in row:
+            parts.append(f'<text x="{x:.1f}" y="{y - 5:.1f}">{escape(label)}</text>')
+            parts.append(_cells(matrix, x, y, cell, most))
+            x += max(max(map(len, matrix), default=0) * cell[0], 7.0 * len(label)) + 12.0
+        y += max((len(matrix) for _, matrix in row), default=0) * cell[1] + 8.0
+    return svg(title, "".join(parts), math.ceil(y))
+
+
 def svg(title: str, body: str, height: int) -> str:
     """Return an SVG element that scales with its container and names itself to screen readers."""
     name = escape(title, quote=True)
@@ -121,6 +140,22 @@ def number(value: float) -> str:
         if abs(value) >= limit:
             return f"{value / limit:g}{suffix}"
     return f"{value:.3g}"
+
+
+def _cells(matrix: Sequence[Sequence[float]], left: float, top: float, cell: tuple[float, float], most: float) -> str:
+    """One path for all cells of a colour in each of ten strengths; cells next to 0 are left out."""
+    paths: dict[int, list[str]] = {}
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            level = round(10 * max(-1.0, min(1.0, value / most))) if math.isfinite(value) else 0
+            corner = f"M{left + j * cell[0]:g} {top + i * cell[1]:g}h{cell[0]:g}v{cell[1]:g}h-{cell[0]:g}z"
+            paths.setdefault(level, []).append(corner)
+    paths.pop(0, None)
+    return "".join(
+        f'<path d="{"".join(paths[level])}" fill="var(--{"blue" if level > 0 else "orange"})" '
+        f'fill-opacity="{abs(level) / 10:g}"/>'
+        for level in sorted(paths)
+    )
 
 
 def _span(values: Sequence[float], log: bool, pad: float = 0.03) -> tuple[float, float]:

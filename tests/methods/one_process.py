@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pared.methods import SDR, SET, SNFS, SNIP, DeepR, GradualMagnitude, LpSS, RigL, SNIPDynamic, Static, WeightMethod
+from pared.nn import SparseLinear
 from pared.topology import Constant
 
 CASES: dict[str, WeightMethod] = {
@@ -30,10 +31,13 @@ CASES: dict[str, WeightMethod] = {
 }
 
 
-def train(rank: int, method: WeightMethod) -> dict[str, Any]:
+def train(rank: int, method: WeightMethod, *, sparse: bool = False) -> dict[str, Any]:
     """Train twenty steps and return what is there after each."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3)).double()
+    if sparse:
+        mask = torch.rand(20, 8, generator=torch.Generator().manual_seed(1)) < 0.3
+        net[0] = SparseLinear.from_linear(net[0], mask)  # pyright: ignore[reportArgumentType]
     torch.manual_seed(rank)  # each draws other numbers from now on, and still chooses alike
     model = DistributedDataParallel(net)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
@@ -49,6 +53,9 @@ def train(rank: int, method: WeightMethod) -> dict[str, Any]:
         found = hashlib.sha256()
         for parameter in net.parameters():
             found.update(parameter.detach().numpy().tobytes())
+        for buffer in net.buffers():  # where the connections of a sparse layer are
+            found.update(buffer.numpy().tobytes())
+        for parameter in net.parameters():
             found.update(optimizer.state[parameter]["exp_avg"].numpy().tobytes() if optimizer.state else b"")
         digests.append(found.hexdigest())
     return {"digests": digests, "changes": len(session.events), "sparsity": session.sparsity}
@@ -59,6 +66,7 @@ def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder / 'store'}")
     told = {name: train(rank, method) for name, method in CASES.items()}
+    told |= {f"sparse {name}": train(rank, method, sparse=True) for name, method in CASES.items() if method.steady}
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 

@@ -198,6 +198,16 @@ def test_dense_and_sparse_layers_may_be_mixed() -> None:
         bind(RigL(0.5, every=3), double(), OPTIMIZERS["Adam"]).load_state_dict(session.state_dict())
 
 
+def test_what_is_steady_keeps_its_parameter_in_place() -> None:
+    """`DistributedDataParallel` holds on to it."""
+    for method in (SAME | DRAWN).values():
+        _, session = pair(method, OPTIMIZERS["SGD"])
+        before = [connections.weight.data_ptr() for connections in session.connections.values()]
+        run(session, TOTAL)
+        after = [connections.weight.data_ptr() for connections in session.connections.values()]
+        assert not method.steady or before == after
+
+
 @pytest.mark.parametrize("block", [1, 20, 1 << 20])
 def test_gradients_of_the_dead_are_those_of_the_whole_weight_in_any_blocks(block: int) -> None:
     generator = torch.Generator().manual_seed(0)

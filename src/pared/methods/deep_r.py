@@ -39,6 +39,7 @@ class DeepR(WeightMethod):
     lowest: float = -1e-4
     presses: ClassVar[bool] = True
     blind: ClassVar[bool] = True
+    steady: ClassVar[bool] = True  # where it is hard; soft it is for dense layers only
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,7 @@ class Rewiring(WeightMethod):
     end: float = 0.75
     fraction: Schedule = field(default_factory=lambda: Cosine(0.3))
     timed: ClassVar[bool] = True
+    steady: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

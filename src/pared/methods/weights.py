@@ -46,13 +46,17 @@ class WeightMethod(Method):
     distribution: Distribution = "uniform"
     where: Where = "all"
     rescale: bool = False
-    #: Whether it has to know the steps of the run, changes connections instead of a step, looks at the gradients of all
-    #: weights at every step or at no change, or moves weights itself.
+    #: It has to know the steps of the run.
     timed: ClassVar[bool] = False
+    #: It changes connections instead of a step.
     instead: ClassVar[bool] = False
+    #: It looks at the gradients of all weights at every step; or at none, not even when connections change.
     looks: ClassVar[bool] = False
     blind: ClassVar[bool] = False
+    #: It moves weights itself.
     presses: ClassVar[bool] = False
+    #: The number of a layer's connections stays.
+    steady: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         spread({"": (1, 1)}, self.sparsity, self.distribution)
@@ -110,6 +114,11 @@ class WeightMethod(Method):
         if self.presses and isinstance(optimizer, SphereOptimizer) and any(map(optimizer.holds, weights.values())):
             raise ConfigError(
                 f"{type(self).__name__} moves weights itself, off the sphere that the optimizer keeps them on"
+            )
+        if isinstance(model, DistributedDataParallel) and len(masked) < len(weights) and not self.steady:
+            raise ConfigError(
+                f"{type(self).__name__} changes how many weights a layer has, and DistributedDataParallel holds on to the "
+                "size of sparse layers; use dense layers or another method"
             )
         seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
         drawn = _draw(masked, spread({n: w.shape for n, w in masked.items()}, self.start, self.distribution), seed)

@@ -171,7 +171,10 @@ class SparseLinear(nn.Module):
         if source.shape != (pattern.count,) or bool(((source < -1) | (source >= self.count)).any()):
             raise ConfigError(f"source must be ({pattern.count},), each in -1 to {self.count - 1}")
         grad = self.values.grad
-        _resize(self.values, gather(self.values, source))
+        if pattern.count == self.count:  # in place, as what has hooked itself to the parameter (DDP) stays so
+            self.values.copy_(gather(self.values, source))
+        else:
+            _resize(self.values, gather(self.values, source))
         self.values.grad = None if grad is None else gather(grad, source)
         self._set_pattern(pattern)
         return source

@@ -1,5 +1,6 @@
 """Any network as ONNX or as `torch.export`'s own program, checked against torch on the way out."""
 
+import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from pared.errors import RunError
 from pared.formats.onnx import quiet
+from pared.nn.sparse_linear import SparseLinear, dense
 from pared.storage import write_atomically
 
 #: Largest difference to torch, relative to the largest output (but at least to 1).
@@ -22,7 +24,7 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
 
     `example` is what the forward pass takes, a tensor or a tuple of them, the batch on the first axis of each, of any
     size; the file takes batches of any size, too, unless `dynamic` is false. It is run on the example and, if dynamic,
-    on other batch sizes, before it is put in place. The model is left as it was.
+    on other batch sizes, before it is put in place. The model is left as it was. Sparse layers are written as dense ones.
 
     Raises:
         RunError: another suffix, a network that does not export, or outputs that differ from torch's by more than 1e-5
@@ -32,6 +34,8 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
     if path.suffix not in (".onnx", ".pt2"):
         raise RunError(f"{path} ends neither in .onnx nor in .pt2, the two that can be written")
     args = (example,) if isinstance(example, Tensor) else tuple(example)
+    if any(isinstance(module, SparseLinear) for module in model.modules()):
+        model = dense(copy.deepcopy(model))
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

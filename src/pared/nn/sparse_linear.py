@@ -12,6 +12,8 @@ from pared.ops.pattern import Pattern
 from pared.ops.sparse import check
 
 _INDICES = ("crow", "col", "crow_t", "col_t", "perm")
+#: The indices that follow from the others, and are not saved.
+DERIVED = _INDICES[2:]
 
 
 class SparseLinear(nn.Module):
@@ -79,7 +81,7 @@ class SparseLinear(nn.Module):
             )
         self.in_features, self.out_features = in_features, out_features
         device = pattern.col.device if device is None else device
-        self._set_pattern(pattern.to(device))
+        self.set_pattern(pattern.to(device))
         self.values = nn.Parameter(torch.empty(pattern.count, device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
@@ -176,7 +178,7 @@ class SparseLinear(nn.Module):
         else:
             _resize(self.values, gather(self.values, source))
         self.values.grad = None if grad is None else gather(grad, source)
-        self._set_pattern(pattern)
+        self.set_pattern(pattern)
         return source
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,10 +207,11 @@ class SparseLinear(nn.Module):
             f"{self.count} of {total} weights"
         )
 
-    def _set_pattern(self, pattern: Pattern) -> None:
+    def set_pattern(self, pattern: Pattern) -> None:
+        """Say where the values belong that are there, or are about to be put there; it goes where they are."""
+        pattern = pattern.to(self.values.device) if hasattr(self, "values") else pattern
         for name in _INDICES:
-            # By rows is all that needs saving; the rest follows from it.
-            self.register_buffer(name, getattr(pattern, name), persistent=name in ("crow", "col"))
+            self.register_buffer(name, getattr(pattern, name), persistent=name not in DERIVED)
 
     def _load_from_state_dict(
         self,
@@ -231,23 +234,27 @@ class SparseLinear(nn.Module):
         rest = local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    @torch.no_grad()
-    def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor, *, assign: bool) -> None:
-        """Make room for what is about to be copied into this layer, or to replace its tensors."""
+    def read_pattern(self, crow: Tensor, col: Tensor, values: Tensor) -> Pattern:
+        """Return the pattern that was saved with these values.
+
+        Raises:
+            ConfigError: it is none, or not one of this layer.
+        """
         if crow.shape != (self.out_features + 1,) or values.shape != col.shape:
             raise ConfigError(
                 f"expected crow ({self.out_features + 1},), and values and col of one length; got {tuple(crow.shape)}, "
                 f"{tuple(values.shape)} and {tuple(col.shape)}"
             )
-        if assign and (crow.dtype, col.dtype) != (torch.int32, torch.int32):
-            raise ConfigError(f"expected crow and col in int32 to assign them, got {crow.dtype} and {col.dtype}")
-        device = crow.device if assign else self.crow.device
-        pattern = Pattern.from_csr(crow, col, self.in_features).to(device)
-        held = device == self.crow.device and device.type != "meta" and pattern.count == self.count
-        if held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col):
+        return Pattern.from_csr(crow, col, self.in_features)
+
+    @torch.no_grad()
+    def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor) -> None:
+        pattern, device = self.read_pattern(crow, col, values), self.crow.device
+        same = not self.crow.is_meta and crow.device.type != "meta" and pattern.count == self.count
+        if same and torch.equal(pattern.crow.to(device), self.crow) and torch.equal(pattern.col.to(device), self.col):
             return
         _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
-        self._set_pattern(pattern)
+        self.set_pattern(pattern.to(device))
 
 
 def dense(model: nn.Module) -> nn.Module:

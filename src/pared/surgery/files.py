@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pared.errors import RunError
-from pared.nn import Zero
+from pared.errors import ConfigError, RunError
+from pared.nn import SparseLinear, Zero
+from pared.nn.sparse_linear import DERIVED
+from pared.ops.pattern import Pattern
 from pared.storage import write_atomically
 from pared.surgery.apply import refresh_recurrent
 from pared.surgery.trace import tensors
@@ -35,7 +37,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
     first: dict[int, str] = {}
     aliases: dict[str, str] = {}
     held: dict[str, Tensor] = {}
-    for name, tensor in tensors(model).items():
+    for name, tensor in _tensors(model).items():
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
         else:
@@ -71,12 +73,16 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     """
     path = Path(path)
     structure, held = _read(path)
-    mine = tensors(model)
+    mine = _tensors(model)
     _check_names(path, model, mine, held, structure)
     drawn = {name: held[structure["aliases"].get(name, name)] for name in (*held, *structure["aliases"])}
-    changed = _check_shapes(path, mine, drawn)
+    patterns = _patterns(path, model, drawn)
+    free = {f"{name}.{part}".lstrip(".") for name in patterns for part in ("crow", "col", "values")}
+    changed = _check_shapes(path, mine, {name: tensor for name, tensor in drawn.items() if name not in free})
     settings = _settings(path, model, structure, changed)
     _fill(model, mine, drawn, device)
+    for layer, pattern in patterns.values():
+        layer.set_pattern(pattern)
     for name in _replaced(model, structure):
         parent, _, key = name.rpartition(".")
         made = Zero() if name in structure.get("zeros", ()) else nn.Identity()
@@ -148,6 +154,26 @@ def _check_names(
         source = structure["aliases"].get(name, name)
         if name in names and ids.setdefault(id(tensor), source) != source:
             raise _misfit(path, f"{name!r} is tied to another tensor here and not in the file")
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that a file holds: those of sparse layers that follow from others it does not."""
+    sparse = [f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, SparseLinear)]
+    derived = {prefix + part for prefix in sparse for part in DERIVED}
+    return {name: tensor for name, tensor in tensors(model).items() if name not in derived}
+
+
+def _patterns(path: Path, model: nn.Module, drawn: Mapping[str, Tensor]) -> dict[str, tuple[SparseLinear, Pattern]]:
+    """Return sparse layers by name, with where the file says that their weights live."""
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseLinear):
+            crow, col, values = (drawn[f"{name}.{part}".lstrip(".")] for part in ("crow", "col", "values"))
+            try:
+                found[name] = (layer, layer.read_pattern(crow, col, values))
+            except ConfigError as error:
+                raise _misfit(path, f"layer {name!r}: {error}") from None
+    return found
 
 
 def _check_shapes(path: Path, mine: Mapping[str, Tensor], drawn: Mapping[str, Tensor]) -> set[str]:

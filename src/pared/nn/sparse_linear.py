@@ -23,7 +23,8 @@ class SparseLinear(nn.Module):
     the pattern is in int32 buffers, of which `crow` and `col` (CSR) are saved. float32 and float64, on the CPU and CUDA.
 
     The answer is a transposed view of a features-major tensor. A layer that gets such a view, as from another sparse layer,
-    with activations between them or none, copies nothing; any other input is transposed once.
+    with activations between them or none, copies nothing; any other input is transposed once. Put `BatchMajor` where the
+    stack ends and dense layers begin.
 
     A state_dict may have another pattern than the layer it is loaded into: `values` keeps its identity and gets another
     length, and its gradient is dropped when the pattern differs. State of an optimizer that is sized like `values` must be

@@ -15,14 +15,17 @@ DEVICES, DTYPES = ("cpu", "cuda"), (torch.float32, torch.float64)
 
 def product(crow: Tensor, col: Tensor, perm: Tensor | None, values: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     """Return A x + bias, (rows, batch)."""
-    rows = len(crow) - 1
+    shape = (len(crow) - 1, x.shape[1])
+    out = (
+        x.new_zeros(shape)
+        if bias is None
+        else bias.unsqueeze(1).expand(shape).clone(memory_format=torch.contiguous_format)
+    )
     if len(col) and x.shape[1]:
         ordered = values if perm is None else values.index_select(0, perm)
         with torch.autocast(x.device.type, enabled=False):  # which would narrow what there is no kernel for
-            out = (_matrix(crow, col, ordered, len(x)) @ x).contiguous()
-    else:
-        out = x.new_zeros((rows, x.shape[1]))
-    return out if bias is None else out.add_(bias.unsqueeze(1))
+            torch.addmm(out, _matrix(crow, col, ordered, len(x)), x, out=out)
+    return out
 
 
 def dots(crow: Tensor, col: Tensor, perm: Tensor | None, held: Tensor, x: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+"""The way out of a stack of sparse layers."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Function
+
+
+class BatchMajor(nn.Module):
+    """Return its input, contiguous, and hand gradients back as sparse layers read them: put it before what is dense.
+
+    Sparse layers give transposed views. Dense layers take these too, but slowly, and so do activations whose gradients
+    come from dense layers: with 10 outputs the two cost more than several sparse layers. Copying once each way is cheaper.
+
+    Shapes: (..., features) -> the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, row by row in memory."""
+        return _Turn.apply(x)  # pyright: ignore[reportReturnType]
+
+
+class _Turn(Function):
+    """Contiguous one way, features-major the other."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (g,) = grad_outputs
+        if g.ndim < 2 or not g.numel():
+            return g
+        return g.reshape(-1, g.shape[-1]).t().contiguous().t().reshape(g.shape)

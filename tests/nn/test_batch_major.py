@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from pared.nn import BatchMajor, SparseLinear
+
+
+def sparse(inputs: int, outputs: int) -> SparseLinear:
+    generator = torch.Generator().manual_seed(0)
+    return SparseLinear(inputs, outputs, density=0.5, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (1,), (0,), (2, 3)])
+def test_it_changes_the_layout_each_way_and_nothing_else(lead: tuple[int, ...]) -> None:
+    first, activation, turn = sparse(6, 8), nn.Tanh(), BatchMajor()
+    x = torch.randn(*lead, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    hidden = activation(first(x))
+    seen: list[torch.Tensor] = []
+    hidden.register_hook(seen.append)
+    y = turn(hidden)
+    assert y.is_contiguous()
+    assert torch.equal(y, hidden)
+    weight = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    (y * weight).sum().backward()
+    assert torch.equal(seen[0], weight)
+    if len(lead) == 1:
+        assert seen[0].t().is_contiguous()
+    if x.numel():
+        assert torch.autograd.gradcheck(lambda z: turn(first(z)), (x,))
+        assert torch.autograd.gradgradcheck(lambda z: turn(activation(first(z))), (x,))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_compiles_and_exports() -> None:
+    model = nn.Sequential(sparse(6, 8), nn.ReLU(), BatchMajor(), nn.Linear(8, 2, dtype=torch.float64))
+    x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(x).sum(), list(model.parameters()))
+    for one, other in zip(got, torch.autograd.grad(model(x).sum(), list(model.parameters())), strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
+from pared.nn.batch_major import BatchMajor
 from pared.ops.csr import csr_product
 from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
@@ -209,8 +210,7 @@ class SparseLinear(nn.Module):
         )
 
     def set_pattern(self, pattern: Pattern) -> None:
-        """Say where the values belong that are there, or are about to be put there; it goes where they are."""
-        pattern = pattern.to(self.values.device) if hasattr(self, "values") else pattern
+        """Say where the values belong that are there, or are about to be put there."""
         for name in _INDICES:
             self.register_buffer(name, getattr(pattern, name), persistent=name not in DERIVED)
 
@@ -249,23 +249,32 @@ class SparseLinear(nn.Module):
         return Pattern.from_csr(crow, col, self.in_features)
 
     @torch.no_grad()
-    def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor) -> None:
-        pattern, device = self.read_pattern(crow, col, values), self.crow.device
-        same = not self.crow.is_meta and crow.device.type != "meta" and pattern.count == self.count
-        if same and torch.equal(pattern.crow.to(device), self.crow) and torch.equal(pattern.col.to(device), self.col):
+    def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor, *, assign: bool) -> None:
+        """Make room for what is about to be copied into this layer, or to replace its tensors."""
+        if assign and (crow.dtype, col.dtype) != (torch.int32, torch.int32):
+            raise ConfigError(f"expected crow and col in int32 to assign them, got {crow.dtype} and {col.dtype}")
+        device = crow.device if assign else self.crow.device
+        pattern = self.read_pattern(crow, col, values).to(device)
+        held = device == self.crow.device and device.type != "meta" and pattern.count == self.count
+        if held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col):
             return
         _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
-        self.set_pattern(pattern.to(device))
+        self.set_pattern(pattern)
 
 
 def dense(model: nn.Module) -> nn.Module:
-    """Return `model` with every `SparseLinear` in it, itself perhaps, made a dense one; in place but for itself."""
+    """Return `model` with every `SparseLinear` in it, itself perhaps, made a dense one; in place but for itself.
+
+    What only turns tensors for sparse layers becomes the identity.
+    """
     if isinstance(model, SparseLinear):
         return model.to_linear()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, SparseLinear):
                 setattr(parent, name, child.to_linear())
+            elif isinstance(child, BatchMajor):
+                setattr(parent, name, nn.Identity())
     return model
 
 

@@ -82,7 +82,7 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     settings = _settings(path, model, structure, changed)
     _fill(model, mine, drawn, device)
     for layer, pattern in patterns.values():
-        layer.set_pattern(pattern)
+        layer.set_pattern(pattern.to(layer.values.device))
     for name in _replaced(model, structure):
         parent, _, key = name.rpartition(".")
         made = Zero() if name in structure.get("zeros", ()) else nn.Identity()

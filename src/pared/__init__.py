@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pared.run import Run as Run
     from pared.searching import search as search
     from pared.shrinking import shrink as shrink
+    from pared.sparsifying import sparsify as sparsify
     from pared.surgery import declare as declare
     from pared.surgery import fold as fold
     from pared.surgery import graph as graph
@@ -58,6 +59,7 @@ _PUBLIC = {
     "search": "pared.searching",
     "show_config": "pared.configuration",
     "shrink": "pared.shrinking",
+    "sparsify": "pared.sparsifying",
 }
 
 __all__ = [
@@ -85,6 +87,7 @@ __all__ = [
     "search",
     "show_config",
     "shrink",
+    "sparsify",
 ]
 
 

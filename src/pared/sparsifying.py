@@ -1,0 +1,174 @@
+"""Sparse layers in the place of dense ones, where measurement says that they are faster here."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import ConfigError
+from pared.nn.sparse_linear import SparseLinear
+from pared.ops.csr_torch import DEVICES, DTYPES
+from pared.ops.pattern import Pattern
+from pared.surgery.trace import Example, arguments, evaluating
+
+#: A sparse layer has to take at most this share of the dense one's time, as measurement is noisy.
+MARGIN = 0.9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided of a layer: `count` of `total` weights are not 0; microseconds of both, for the example's rows."""
+
+    name: str
+    count: int
+    total: int
+    dense_us: float
+    sparse_us: float
+    sparse: bool
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """A network, what was decided of its linear layers, and the microseconds of a forward pass before and after."""
+
+    model: nn.Module
+    layers: tuple[Choice, ...]
+    before_us: float
+    after_us: float
+
+    def __str__(self) -> str:
+        lines = [f"{'layer':<24}{'weights':>22}{'dense':>12}{'sparse':>12}  taken"]
+        for one in self.layers:
+            weights, taken = f"{one.count:,} of {one.total:,}", "sparse" if one.sparse else "dense"
+            lines.append(f"{one.name:<24}{weights:>22}{one.dense_us:>9.1f} us{one.sparse_us:>9.1f} us  {taken}")
+        return "\n".join([*lines, f"forward pass: {self.before_us:.1f} us before, {self.after_us:.1f} us after"])
+
+
+def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> Sparsified:
+    """Return a copy of `model`, in evaluation mode, whose linear layers are sparse where that is faster on this machine.
+
+    Every `nn.Linear` is timed against a `SparseLinear` with as many weights, for as many rows as it gets of `example`, on as
+    many threads as torch uses now; measurements are remembered while the process lives. If the whole network is not faster
+    with what was chosen, all layers stay dense. Subclasses, and layers with hooks, parametrizations or tied weights, are left
+    alone.
+
+    Args:
+        model: a network with zeros in its weights, as `session.realize()` returns it.
+        example: what its forward pass takes, as often as it will be called with: rows count.
+        threshold: weights of at most this magnitude are 0 from now on, >= 0.
+
+    Raises:
+        ConfigError: the threshold is negative or not finite.
+    """
+    if not 0.0 <= threshold < math.inf:
+        raise ConfigError(f"threshold must be at least 0 and finite, got {threshold}")
+    args, kwargs = arguments(example)
+    dense = copy.deepcopy(model).eval()
+    _cut(dense, threshold)
+    rows = _rows(dense, lambda: dense(*args, **kwargs))
+    sparse, layers = copy.deepcopy(dense), []
+    for name, layer in _linears(sparse).items():
+        if name in rows:
+            layers.append(_choose(name, layer, rows[name]))
+            if layers[-1].sparse:
+                made = SparseLinear.from_linear(layer)
+                sparse = made if sparse is layer else sparse
+                if name:
+                    sparse.set_submodule(name, made)
+    if not any(one.sparse for one in layers):
+        before = _best([lambda: dense(*args, **kwargs)])[0]
+        return Sparsified(dense, tuple(layers), before, before)
+    before, after = _best([lambda: dense(*args, **kwargs), lambda: sparse(*args, **kwargs)])
+    if after > before:
+        kept = tuple(Choice(**{**vars(one), "sparse": False}) for one in layers)
+        return Sparsified(dense, kept, before, before)
+    return Sparsified(sparse, tuple(layers), before, after)
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Return the plain linear layers that there are kernels for, by name, of weights that no other module has."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        and owners[id(module.weight)] == 1
+        and module.weight.dtype in DTYPES
+        and module.weight.device.type in DEVICES
+    }
+
+
+@torch.no_grad()
+def _cut(model: nn.Module, threshold: float) -> None:
+    for layer in _linears(model).values():
+        layer.weight.masked_fill_(layer.weight.abs() <= threshold, 0.0)
+
+
+def _rows(model: nn.Module, call: Callable[[], object]) -> dict[str, int]:
+    """Return how many rows each linear layer gets in a call."""
+    rows: dict[str, int] = {}
+    handles = []
+    for name, layer in _linears(model).items():
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            rows[name] = inputs[0].numel() // max(1, inputs[0].shape[-1])
+
+        handles.append(layer.register_forward_pre_hook(note))
+    try:
+        with evaluating(model), torch.no_grad():
+            call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
+def _choose(name: str, layer: nn.Linear, rows: int) -> Choice:
+    count, total = int((layer.weight != 0).sum()), layer.weight.numel()
+    weight = layer.weight
+    dense_us, sparse_us = _calibrated(
+        (layer.out_features, layer.in_features), count, rows, weight.dtype, weight.device, torch.get_num_threads()
+    )
+    return Choice(name, count, total, dense_us, sparse_us, sparse_us <= MARGIN * dense_us)
+
+
+@cache
+def _calibrated(
+    shape: tuple[int, int], count: int, rows: int, dtype: torch.dtype, device: torch.device, threads: int
+) -> tuple[float, float]:
+    """Return the microseconds of a dense and of a sparse layer, each from rows to rows; `threads` only tells apart."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern.random(*shape, count / math.prod(shape), generator)
+    sparse = SparseLinear(shape[1], shape[0], mask=pattern, device=device, dtype=dtype)
+    dense, x = sparse.to_linear(), torch.randn(rows, shape[1], generator=generator, dtype=dtype).to(device)
+    with torch.inference_mode():
+        found = _best([lambda: dense(x), lambda: sparse(x).contiguous()])
+    return found[0], found[1]
+
+
+def _best(calls: list[Callable[[], object]], seconds: float = 0.1) -> list[float]:
+    """Return the least microseconds of each call, taken in turns for about so many seconds."""
+    least = [math.inf] * len(calls)
+    with torch.inference_mode():
+        for call in calls:
+            call()
+        began = time.perf_counter()
+        for turn in range(1000):
+            if turn >= 5 and time.perf_counter() - began > seconds:
+                break
+            for place, call in enumerate(calls):
+                start = time.perf_counter()
+                call()
+                if torch.cuda.is_initialized():
+                    torch.cuda.synchronize()
+                least[place] = min(least[place], 1e6 * (time.perf_counter() - start))
+    return least

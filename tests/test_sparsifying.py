@@ -1,0 +1,108 @@
+"""Which layers become sparse, and that answers stay."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pared
+from pared import sparsifying
+from pared.errors import ConfigError
+from pared.models import mlp
+from pared.nn import SparseLinear
+
+
+def network(density: float = 0.1) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(0)
+    model = mlp(30, 5, (40, 50), generator=generator)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name != "4.weight" and weight.ndim == 2:
+                weight.mul_(torch.rand(weight.shape, generator=generator) < density)
+    return model
+
+
+def clocked(monkeypatch: pytest.MonkeyPatch, whole: tuple[float, float] = (2.0, 1.0)) -> None:
+    """Say that sparse layers are faster below a density of a half, and what the networks take."""
+
+    def calibrated(shape: tuple[int, int], count: int, *rest: Any) -> tuple[float, float]:
+        assert rest[0] == 7
+        return 1.0, count / (shape[0] * shape[1]) * 2
+
+    monkeypatch.setattr(sparsifying, "_calibrated", calibrated)
+    monkeypatch.setattr(sparsifying, "_best", lambda calls: list(whole)[: len(calls)])
+
+
+def test_layers_that_are_faster_become_sparse_and_answers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+    model, x = network(), torch.randn(7, 30)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = pared.sparsify(model, x)
+    assert [type(found.model.get_submodule(name)) for name in "024"] == [SparseLinear, SparseLinear, nn.Linear]
+    assert [one.sparse for one in found.layers] == [True, True, False]
+    assert found.layers[0].count == int((before["0.weight"] != 0).sum())
+    assert torch.allclose(found.model(x), model(x), atol=1e-6)
+    assert model.training
+    assert not found.model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "sparse" in str(found)
+    assert "forward pass: 2.0 us before, 1.0 us after" in str(found)
+
+
+def test_a_network_that_would_not_be_faster_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch, whole=(1.0, 2.0))
+    found = pared.sparsify(network(), torch.randn(7, 30))
+    assert not any(isinstance(module, SparseLinear) for module in found.model.modules())
+    assert not any(one.sparse for one in found.layers)
+    assert found.before_us == found.after_us == 1.0
+
+
+def test_small_weights_are_cut_and_dense_layers_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+    model, x = mlp(30, 5, (40, 50)), torch.randn(7, 30)
+    assert not any(one.sparse for one in pared.sparsify(model, x).layers)
+    found = pared.sparsify(model, {"input": x}, threshold=0.15)
+    assert any(one.sparse for one in found.layers)
+    for one in found.layers:
+        weight = model.get_parameter(f"{one.name}.weight")
+        assert one.count == int((weight.abs() > 0.15).sum())
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="threshold"):
+            pared.sparsify(model, x, threshold=bad)
+
+
+def test_what_is_more_than_a_linear_layer_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+
+    class Own(nn.Linear):
+        pass
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tied, self.other, self.own, self.hooked, self.idle = (
+                kind(6, 6) for kind in (nn.Linear, nn.Linear, Own, nn.Linear, nn.Linear)
+            )
+            self.other.weight = self.tied.weight
+            self.hooked.register_forward_hook(lambda *_: None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.hooked(self.own(self.other(self.tied(x))))
+
+    model = Unused()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.0)
+    assert pared.sparsify(model, torch.randn(7, 6)).layers == ()
+
+
+def test_a_single_layer_is_measured_and_told() -> None:
+    layer = nn.Linear(2000, 2000)
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand(2000, 2000) < 0.005)
+    x = torch.randn(64, 2000)
+    found = pared.sparsify(layer, x)
+    assert found.layers[0].dense_us > 0
+    assert found.layers[0].sparse == isinstance(found.model, SparseLinear)  # which it is depends on the machine
+    assert torch.allclose(found.model(x), layer(x), atol=1e-4)

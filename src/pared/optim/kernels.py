@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pared.native import sphere
+
 Number = float | Tensor
 #: Entries in a tile: few enough for a CPU's caches, so many that calling functions costs nothing.
 TILE = 262_144
@@ -43,6 +45,16 @@ class Rows(NamedTuple):
 Options = tuple[float, bool, float, bool, bool]
 #: How one tile moves along a direction, given an exponent and a rate.
 Step = Callable[[Rows, Tensor, float, Number], None]
+
+
+def advance_lp(rows: Rows, options: Options, q: float, lr: Number) -> None:
+    """Take a step of LpSGD, in its form "momentum" if there is a dual vector, compiled where that can be done."""
+    momentum, nesterov, sign, clean, empty = options
+    if isinstance(lr, float | int) and sphere.serves(*rows):
+        scaled = empty or not _stays_long(lr, q)
+        sphere.step(*rows, sphere.Move(momentum, nesterov, sign, lr, q, scaled, clean))
+    else:
+        advance(step_direct if rows.dual is None else step_dual, rows, options, q, lr)
 
 
 def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Number) -> None:

@@ -51,7 +51,7 @@ def advance_lp(rows: Rows, options: Options, q: float, lr: Number) -> None:
     """Take a step of LpSGD, in its form "momentum" if there is a dual vector, compiled where that can be done."""
     momentum, nesterov, sign, clean, empty = options
     if isinstance(lr, float | int) and sphere.serves(*rows):
-        scaled = empty or not _stays_long(lr, q)
+        scaled = empty or not stays_long(lr, q)
         sphere.step(*rows, sphere.Move(momentum, nesterov, sign, lr, q, scaled, clean))
     else:
         advance(step_direct if rows.dual is None else step_dual, rows, options, q, lr)
@@ -60,7 +60,8 @@ def advance_lp(rows: Rows, options: Options, q: float, lr: Number) -> None:
 def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Number) -> None:
     """Take a step of one weight and its state, in place."""
     momentum, nesterov, sign, clean, empty = options
-    lr = torch.as_tensor(lr) if empty else lr  # for which no length of the dual vector is relied on
+    if empty:  # for a tensor no length of the dual vector is relied on
+        lr = torch.as_tensor(lr, dtype=wide_dtype(rows.weight))
     for tile in tiles(rows):
         if clean:
             flush(tile)
@@ -110,7 +111,7 @@ def step_dual(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
     assert v is not None
     scratch = torch.empty_like(v)
     pull = _inverse_norm(direction, q, scratch, dims)
-    if isinstance(lr, float | int) and _stays_long(lr, q):
+    if isinstance(lr, float | int) and stays_long(lr, q):
         v.addcmul_(direction, pull.mul_(lr / (1.0 - lr)), value=-1.0)  # the factor 1 - lr is normalised away
     else:
         v.mul_(1.0 - lr).addcmul_(direction, pull.mul_(lr), value=-1.0)
@@ -200,7 +201,7 @@ def _inner(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (a * b).sum(dims, keepdim=True)
 
 
-def _stays_long(lr: float, q: float) -> bool:
+def stays_long(lr: float, q: float) -> bool:
     """Whether v - lr / (1 - lr) · d of unit vectors is so long that its q-th powers need no scaling."""
     return lr < 0.5 and ((1.0 - 2.0 * lr) / (1.0 - lr)) ** q > TINY
 

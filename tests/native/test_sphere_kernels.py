@@ -22,6 +22,9 @@ ISAS = range(library().isa + 1 if library() else 0)  # pyright: ignore[reportOpt
 DTYPES = [torch.float32, torch.float64]
 
 
+DEFAULTS: dict[str, Any] = {"lr": 0.01, "p": 1.3}
+
+
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
@@ -33,7 +36,7 @@ def unit(x: Tensor, r: float) -> Tensor:
 
 def held(shape: tuple[int, ...], **options: Any) -> tuple[nn.Parameter, LpSGD]:
     w = nn.Parameter(draw(0, *shape))
-    return w, LpSGD([w], **({"lr": 0.01, "p": 1.3} | options))
+    return w, LpSGD([w], **DEFAULTS | options)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -201,7 +204,7 @@ CASES: dict[str, Any] = {
     "another shape": lambda x: x[:1],
     "columns first": lambda x: x.t().contiguous().t(),
     "meta": lambda x: x.to("meta"),
-    "a lazily negated view": torch._neg_view,  # pyright: ignore[reportPrivateUsage]
+    "a lazily negated view": torch._neg_view,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
     "a subclass": lambda x: x.as_subclass(Other),
 }
 
@@ -218,7 +221,7 @@ def test_tensors_that_are_not_the_kernels_are_left_to_torch_and_refused_by_name(
         given_[place] = CASES[name](given_[place].float()) if place != 4 else CASES["columns first"](given_[4])
         assert not sphere.serves(*given_)
         with pytest.raises(ConfigError, match=r"must be"):
-            sphere.step(*given_, move)
+            sphere.step(*given_, move=move)
     with disabled():
         assert not sphere.serves(weight, grad, None, None, None)
         with pytest.raises(ConfigError, match="not there"):
@@ -253,7 +256,7 @@ def test_the_optimizer_uses_the_kernel_where_it_serves(monkeypatch: pytest.Monke
     def uses(weight: Tensor, grad: Tensor, **options: Any) -> bool:
         used.clear()
         w = nn.Parameter(weight)
-        optimizer = LpSGD([w], **({"lr": 0.01, "p": 1.3} | options))
+        optimizer = LpSGD([w], **DEFAULTS | options)
         w.grad = grad
         optimizer.step()
         return bool(used)

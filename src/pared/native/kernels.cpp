@@ -1,7 +1,7 @@
 // The kernels of pared: products of a sparse and a dense matrix (sweep.inc), and steps on the L_p sphere (sphere.inc).
 //
-// Products are for features-major activations: row f of a (features, batch) matrix is one
-// feature of all samples, so that an entry of the pattern works on whole registers of samples.
+// Products are for features-major activations: row f of a (features, batch) matrix is one feature of all samples, so that
+// an entry of the pattern works on whole registers of samples.
 //
 // One walk serves three tasks. The rows of a pattern in CSR (crow, col) are walked, and each entry i reads row col[i] of
 // the dense matrix `gathered`; the entry's number in `values` and `dots` is perm[i], or i where there is no perm:

@@ -1,4 +1,4 @@
-"""The arithmetic of the L_p sphere, in place and on tiles of rows that stay in a CPU's cache.
+"""The arithmetic of the L_p sphere, in place and on tiles of rows that stay in a CPU's cache; compiled for LpSGD if it can be.
 
 Everything here takes `dims`, the axes of one neuron, and scratch tensors; powers are exp2(t · log), since exp2 costs a
 quarter of exp on a CPU, and |v|^(q-1) serves both the weight and, times |v|, the norm: one logarithm for two powers.

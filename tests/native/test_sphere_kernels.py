@@ -264,6 +264,8 @@ def test_the_optimizer_uses_the_kernel_where_it_serves(monkeypatch: pytest.Monke
     w, g = draw(0, 4, 3, 3, 3), draw(1, 4, 3, 3, 3)
     assert uses(w, g)
     assert uses(w.double(), g.double(), form="direct", momentum=0.0)
+    assert uses(draw(0, 300, 64), draw(1, 300, 64))
+    assert not uses(draw(0, 300, 1, 3, 3), draw(1, 300, 1, 3, 3))
     assert not uses(w, g, lr=torch.tensor(0.01))
     assert not uses(w.half(), g.half())
     assert not uses(w.to(memory_format=torch.channels_last), g)

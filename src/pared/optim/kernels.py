@@ -16,6 +16,8 @@ from pared.native import sphere
 Number = float | Tensor
 #: Entries in a tile: few enough for a CPU's caches, so many that calling functions costs nothing.
 TILE = 262_144
+#: Many rows with fewer entries are torch's: what the compiled step does once a row takes longer than calls of functions.
+SHORT, MANY = 48, 256
 #: Below this share of the largest there is nothing left that counts, and denormal numbers would slow a CPU down tenfold.
 TINY = 1e-30
 
@@ -50,7 +52,8 @@ Step = Callable[[Rows, Tensor, float, Number], None]
 def advance_lp(rows: Rows, options: Options, q: float, lr: Number) -> None:
     """Take a step of LpSGD, in its form "momentum" if there is a dual vector, compiled where that can be done."""
     momentum, nesterov, sign, clean, empty = options
-    if isinstance(lr, float | int) and sphere.serves(*rows):
+    short = len(rows.weight) > MANY and rows.weight.numel() < SHORT * len(rows.weight)
+    if isinstance(lr, float | int) and not short and sphere.serves(*rows):
         scaled = empty or not stays_long(lr, q)
         sphere.step(*rows, sphere.Move(momentum, nesterov, sign, lr, q, scaled, clean))
     else:

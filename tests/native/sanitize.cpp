@@ -1,4 +1,4 @@
-// The kernels on random patterns, each array exactly as long as it must be, against plain loops: for `make sanitize`, which
+// The kernels on random patterns and rows, each array exactly as long as it must be, against plain loops: for `make sanitize`, which
 // compiles this with the address and undefined-behaviour sanitizers, a tiny cache and a tiny share, to reach every branch.
 
 #include "../../src/pared/native/kernels.cpp"
@@ -89,6 +89,71 @@ bool once(Product product, Dots dots, Backward backward) {
     return good;
 }
 
+double norm(const std::vector<double>& x, double r) {
+    double most = 0, sum = 0;
+    for (double one : x) most = std::max(most, std::abs(one));
+    for (double one : x) sum += most > 0 ? std::pow(std::abs(one) / most, r) : 0;
+    return most > 0 ? most * std::pow(sum, 1 / r) : 1;  // rows of zeros stay
+}
+
+double signed_power(double x, double t) { return x == 0 ? 0 : std::copysign(std::pow(std::abs(x), t), x); }
+
+// One step on the sphere, row by row as the equations say.
+template <class T, class Step>
+bool once_on_sphere(Step step) {
+    const int64_t rows = pick(1, 12), columns = pick(1, 9) > 1 ? pick(1, 80) : 1, count = rows * columns;
+    const double p = 1 / std::uniform_real_distribution<double>(0.3, 0.9)(engine), q = p / (p - 1);
+    const double gamma = 0.9, sign = pick(0, 1) ? 1 : -1, lr = pick(0, 1) ? 0.01 : 0.2;
+    const bool remembers = pick(0, 2), nesterov = remembers && pick(0, 1), direct = pick(0, 1), scaled = pick(0, 1);
+    auto grad = numbers<T>(count), weight = numbers<T>(count);
+    auto momentum = remembers ? numbers<T>(count) : nullptr, dual = direct ? nullptr : numbers<T>(count);
+    std::unique_ptr<uint8_t[]> mask;
+    if (pick(0, 1)) {
+        mask.reset(new uint8_t[size_t(count)]);
+        for (int64_t i = 0; i < count; ++i) {
+            mask[i] = pick(0, 3) > 0;
+            if (!mask[i]) weight[i] = 0;
+            if (!mask[i] && dual) dual[i] = 0;
+        }
+    }
+    if (pick(0, 3) == 0)
+        for (int64_t c = 0; c < columns; ++c) grad[c] = 0;
+    std::vector<double> memory(count), dualed(count), weights(count);
+    for (int64_t r = 0; r < rows; ++r) {
+        std::vector<double> d(columns), moved(columns);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t i = r * columns + c;
+            const double live = mask ? mask[i] : 1, pull = sign * grad[i] * live;
+            if (remembers) memory[i] = (gamma * momentum[i]) * live + pull;
+            d[c] = remembers ? (nesterov ? pull + gamma * memory[i] : memory[i]) : pull;
+        }
+        const double length = norm(d, q);
+        std::vector<double> from(columns);
+        for (int64_t c = 0; c < columns; ++c) from[c] = direct ? weight[r * columns + c] : dual[r * columns + c];
+        const double scale = norm(from, direct ? p : q);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t i = r * columns + c;
+            if (direct)
+                weight[i] = T(from[c] / scale);
+            else
+                dual[i] = T(from[c] / scale);
+            moved[c] = (1 - lr) * from[c] / scale - lr * (direct ? signed_power(d[c] / length, q - 1) : d[c] / length);
+        }
+        const double all = norm(moved, direct ? p : q);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t i = r * columns + c;
+            dualed[i] = moved[c] / all;
+            weights[i] = direct ? moved[c] / all : signed_power(dualed[i], q - 1);
+        }
+    }
+    bool good = step(rows, columns, grad.get(), momentum.get(), mask.get(), dual.get(), weight.get(), gamma, sign, lr, q,
+                     nesterov, scaled, pick(0, 1), pick(-1, 2), pick(1, 4)) == 0;
+    good = good && close(weight.get(), weights, "weight") && (!dual || close(dual.get(), dualed, "dual vector")) &&
+           (!momentum || close(momentum.get(), memory, "momentum"));
+    if (!good) std::printf("rows %ld, columns %ld, p %g, lr %g, direct %d, scaled %d\n", rows, columns, p, lr, direct, scaled);
+    return good;
+}
+
 }  // namespace
 
 int main() {
@@ -96,6 +161,8 @@ int main() {
         if (!once<float>(pared_product_f32, pared_dots_f32, pared_backward_f32) ||
             !once<double>(pared_product_f64, pared_dots_f64, pared_backward_f64))
             return 1;
-    std::printf("3000 random patterns, best instruction set %d: nothing found\n", pared_best_isa());
+    for (int n = 0; n < 1500; ++n)
+        if (!once_on_sphere<float>(pared_sphere_f32) || !once_on_sphere<double>(pared_sphere_f64)) return 1;
+    std::printf("3000 random patterns and 3000 steps on spheres, best instruction set %d: nothing found\n", pared_best_isa());
     return 0;
 }

@@ -1,5 +1,7 @@
-// Products of a sparse and a dense matrix, for features-major activations: row f of a (features, batch) matrix is one
-// feature of all samples, so that an entry of the pattern works on whole registers of samples.
+// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), and steps on the L_p sphere (sphere.inc).
+//
+// Products are for features-major activations: row f of a (features, batch) matrix is one feature of all samples, so that
+// an entry of the pattern works on whole registers of samples.
 //
 // One walk serves three tasks. The rows of a pattern in CSR (crow, col) are walked, and each entry i reads row col[i] of
 // the dense matrix `gathered`; the entry's number in `values` and `dots` is perm[i], or i where there is no perm:
@@ -13,6 +15,7 @@
 // To add a kernel: a Task of its own or a walk of its own, an entry point below, its signature in loading.py, VERSION + 1.
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -38,7 +41,7 @@
 
 namespace {
 
-constexpr int VERSION = 1;
+constexpr int VERSION = 2;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -57,6 +60,18 @@ struct Task {
     const int32_t *crow, *col, *perm;
     const T *values, *bias, *gathered, *held;
     T *out, *dots;
+};
+
+// A step of weights on the L_p sphere, a neuron a row; see sphere.inc. No dual vector: the step of the weights themselves.
+template <class T>
+struct Sphere {
+    int64_t rows, columns;
+    const T* grad;
+    T* momentum;          // may be missing
+    const uint8_t* mask;  // may be missing
+    T *dual, *weight;
+    double gamma, sign, lr, q;
+    bool nesterov, scaled, clean;  // scaled: the dual vector is scaled by its largest entry first, since it may be short
 };
 
 // Scratch that is given back, and no exception when there is none.
@@ -108,6 +123,7 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
 #endif
 namespace {
 #include "sweep.inc"
+#include "sphere.inc"
 }
 #undef PARED_ISA
 #undef PARED_BYTES
@@ -129,6 +145,7 @@ namespace {
 #define PARED_BOTH 4
 namespace {
 #include "sweep.inc"
+#include "sphere.inc"
 }
 #undef PARED_ISA
 #undef PARED_BYTES
@@ -148,6 +165,7 @@ namespace {
 #define PARED_BOTH 8
 namespace {
 #include "sweep.inc"
+#include "sphere.inc"
 }
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -196,23 +214,12 @@ int64_t share(const Task<T>& task, int64_t number, int64_t count) {
     return low;
 }
 
-template <class T, bool product, bool dots>
-int run(const Task<T>& task, int64_t entries, int isa, int threads) {
-    bool ordered = task.crow[0] == 0 && task.crow[task.rows] == entries;
-    for (int64_t r = 0; r < task.rows; ++r) ordered &= task.crow[r] <= task.crow[r + 1];
-    if (!ordered) return BAD_PATTERN;
-    if (dots && task.batch == 0) std::fill(task.dots, task.dots + entries, T(0));
-    if (task.batch == 0) return 0;
-    const int best = best_isa();
-    if (isa < 0 || isa > best) isa = best;
-    const int64_t useful = int64_t(entries) * task.batch / SHARE;
-    const int count = int(std::max<int64_t>(1, std::min<int64_t>({threads, useful, task.rows, 256})));
-    if (count == 1) return part<T, product, dots>(task, isa, 0, task.rows);
+// Call `one` for 0 to count - 1, each in a thread of its own, and return the largest answer.
+template <class One>
+int spread(int count, One call) {
+    if (count == 1) return call(0);
     int codes[256] = {};
-    auto one = [&](int number) {
-        codes[number] = part<T, product, dots>(task, isa, share(task, number, count),
-                                               number + 1 == count ? task.rows : share(task, number + 1, count));
-    };
+    auto one = [&](int number) { codes[number] = call(number); };
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads(count) schedule(static, 1)
     for (int number = 0; number < count; ++number) one(number);
@@ -228,6 +235,46 @@ int run(const Task<T>& task, int64_t entries, int isa, int threads) {
     for (int number = 0; number < started; ++number) others[number].join();
 #endif
     return *std::max_element(codes, codes + count);
+}
+
+int threads_for(int64_t work, int64_t rows, int threads) {
+    return int(std::max<int64_t>(1, std::min<int64_t>({threads, work / SHARE, rows, 256})));
+}
+
+template <class T, bool product, bool dots>
+int run(const Task<T>& task, int64_t entries, int isa, int threads) {
+    bool ordered = task.crow[0] == 0 && task.crow[task.rows] == entries;
+    for (int64_t r = 0; r < task.rows; ++r) ordered &= task.crow[r] <= task.crow[r + 1];
+    if (!ordered) return BAD_PATTERN;
+    if (dots && task.batch == 0) std::fill(task.dots, task.dots + entries, T(0));
+    if (task.batch == 0) return 0;
+    const int best = best_isa();
+    if (isa < 0 || isa > best) isa = best;
+    const int count = threads_for(int64_t(entries) * task.batch, task.rows, threads);
+    if (count == 1) return part<T, product, dots>(task, isa, 0, task.rows);
+    return spread(count, [&](int number) {
+        return part<T, product, dots>(task, isa, share(task, number, count),
+                                      number + 1 == count ? task.rows : share(task, number + 1, count));
+    });
+}
+
+template <class T>
+int step_part(const Sphere<T>& task, int isa, int64_t first, int64_t last) {
+#if defined(PARED_X86)
+    if (isa >= 2 && task.columns >= 64 / int64_t(sizeof(T))) return avx512::step<T>(task, first, last);
+    if (isa >= 1 && task.columns >= 32 / int64_t(sizeof(T))) return avx2::step<T>(task, first, last);
+#endif
+    return portable::step<T>(task, first, last);
+}
+
+template <class T>
+int step_sphere(const Sphere<T>& task, int isa, int threads) {
+    const int best = best_isa();
+    if (isa < 0 || isa > best) isa = best;
+    const int count = threads_for(8 * task.rows * task.columns, task.rows, threads);
+    return spread(count, [&](int number) {
+        return step_part<T>(task, isa, task.rows * number / count, task.rows * (number + 1) / count);
+    });
 }
 
 }  // namespace
@@ -276,3 +323,16 @@ PARED_DOTS(pared_dots_f32, float)
 PARED_DOTS(pared_dots_f64, double)
 PARED_BACKWARD(pared_backward_f32, float)
 PARED_BACKWARD(pared_backward_f64, double)
+
+// One step on the sphere: momentum, dual vector and weight, each (rows, columns), change in place; see Sphere.
+#define PARED_SPHERE(name, T)                                                                                               \
+    PARED_EXPORT int name(int64_t rows, int64_t columns, const T* grad, T* momentum, const uint8_t* mask, T* dual,          \
+                          T* weight, double gamma, double sign, double lr, double q, int nesterov, int scaled, int clean,   \
+                          int isa, int threads) {                                                                           \
+        return step_sphere<T>({rows, columns, grad, momentum, mask, dual, weight, gamma, sign, lr, q, nesterov != 0,        \
+                               scaled != 0, clean != 0},                                                                    \
+                              isa, threads);                                                                                \
+    }
+
+PARED_SPHERE(pared_sphere_f32, float)
+PARED_SPHERE(pared_sphere_f64, double)

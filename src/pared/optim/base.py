@@ -92,7 +92,7 @@ class SphereOptimizer(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
-    @torch.compiler.disable  # torch 2.13's loops for CPUs are slower than these tiles, and made anew for every shape
+    @torch.compiler.disable  # torch 2.13's loops for CPUs are slower than the tiles or rows here, and made for every shape
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take a step, and return the loss that `closure` gives, if there is one."""
         loss = None

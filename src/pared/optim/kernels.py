@@ -1,4 +1,4 @@
-"""The arithmetic of the L_p sphere, in place and on tiles of rows that stay in a CPU's cache.
+"""The arithmetic of the L_p sphere, in place and on tiles of rows that stay in a CPU's cache; compiled for LpSGD if it can be.
 
 Everything here takes `dims`, the axes of one neuron, and scratch tensors; powers are exp2(t · log), since exp2 costs a
 quarter of exp on a CPU, and |v|^(q-1) serves both the weight and, times |v|, the norm: one logarithm for two powers.
@@ -11,9 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pared.native import sphere
+
 Number = float | Tensor
 #: Entries in a tile: few enough for a CPU's caches, so many that calling functions costs nothing.
 TILE = 262_144
+#: Many rows with fewer entries are torch's: what the compiled step does once a row takes longer than calls of functions.
+SHORT, MANY = 48, 256
 #: Below this share of the largest there is nothing left that counts, and denormal numbers would slow a CPU down tenfold.
 TINY = 1e-30
 
@@ -45,10 +49,22 @@ Options = tuple[float, bool, float, bool, bool]
 Step = Callable[[Rows, Tensor, float, Number], None]
 
 
+def advance_lp(rows: Rows, options: Options, q: float, lr: Number) -> None:
+    """Take a step of LpSGD, in its form "momentum" if there is a dual vector, compiled where that can be done."""
+    momentum, nesterov, sign, clean, empty = options
+    short = len(rows.weight) > MANY and rows.weight.numel() < SHORT * len(rows.weight)
+    if isinstance(lr, float | int) and not short and sphere.serves(*rows):
+        scaled = empty or not stays_long(lr, q)
+        sphere.step(*rows, sphere.Move(momentum, nesterov, sign, lr, q, scaled, clean))
+    else:
+        advance(step_direct if rows.dual is None else step_dual, rows, options, q, lr)
+
+
 def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Number) -> None:
     """Take a step of one weight and its state, in place."""
     momentum, nesterov, sign, clean, empty = options
-    lr = torch.as_tensor(lr) if empty else lr  # for which no length of the dual vector is relied on
+    if empty:  # for a tensor no length of the dual vector is relied on
+        lr = torch.as_tensor(lr, dtype=wide_dtype(rows.weight))
     for tile in tiles(rows):
         if clean:
             flush(tile)
@@ -98,7 +114,7 @@ def step_dual(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
     assert v is not None
     scratch = torch.empty_like(v)
     pull = _inverse_norm(direction, q, scratch, dims)
-    if isinstance(lr, float | int) and _stays_long(lr, q):
+    if isinstance(lr, float | int) and stays_long(lr, q):
         v.addcmul_(direction, pull.mul_(lr / (1.0 - lr)), value=-1.0)  # the factor 1 - lr is normalised away
     else:
         v.mul_(1.0 - lr).addcmul_(direction, pull.mul_(lr), value=-1.0)
@@ -188,7 +204,7 @@ def _inner(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (a * b).sum(dims, keepdim=True)
 
 
-def _stays_long(lr: float, q: float) -> bool:
+def stays_long(lr: float, q: float) -> bool:
     """Whether v - lr / (1 - lr) · d of unit vectors is so long that its q-th powers need no scaling."""
     return lr < 0.5 and ((1.0 - 2.0 * lr) / (1.0 - lr)) ** q > TINY
 

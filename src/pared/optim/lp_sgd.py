@@ -7,7 +7,7 @@ from torch import Tensor
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent, signed_power
 from pared.optim.base import SphereOptimizer, has_empty_rows
-from pared.optim.kernels import Number, Options, Rows, advance, normalise_, step_direct, step_dual, wide_dtype
+from pared.optim.kernels import Number, Options, Rows, advance_lp, normalise_, wide_dtype
 
 Form = Literal["momentum", "direct"]
 
@@ -86,5 +86,4 @@ class LpSGD(SphereOptimizer):
             state["empty"] = has_empty_rows(v)
 
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
-        step = step_direct if group["form"] == "direct" else step_dual
-        advance(step, rows, options, dual_exponent(group["p"]), group["lr"])
+        advance_lp(rows, options, dual_exponent(group["p"]), group["lr"])

@@ -230,8 +230,8 @@ def test_gradients_of_the_dead_are_those_of_the_whole_weight_in_any_blocks(block
     each = torch.tensor([0, 1, 2, 3, 4, 50, 1])
     assert torch.equal(connections.steepest(each, also), twin.steepest(each, also))
     connections.forget_gradient()
-    assert not connections.seen
-    assert not layer._forward_hooks
+    assert not layer.witness.pairs
+    assert not layer.witness.on
 
 
 @pytest.mark.parametrize("k", [0, 1, 10, 46, 200])

@@ -58,5 +58,5 @@ class Rewiring(WeightMethod):
 
 def weakest(connections: Connections, strength: Tensor, k: int) -> Tensor:
     """Return the `k` living entries of least strength, int64 (k,); never all of them."""
-    k = min(k, connections.count - 1)
+    k = max(0, min(k, connections.count - 1))
     return connections.live()[strength.topk(k, largest=False).indices].sort().values

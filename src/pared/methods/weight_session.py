@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pared.errors import RunError
+from pared.errors import ConfigError, RunError
 from pared.methods.session import Session, check_format
 from pared.nn.sparse_linear import SparseLinear, dense
 from pared.optim.base import SphereOptimizer
@@ -143,6 +143,8 @@ class WeightSession(Session):
             values = values[~both] if isinstance(values, Tensor) and values.ndim else values
             drop, grow = drop[~torch.isin(drop, grow)], grow[~both]
         connections = self.connections[name]
+        if not connections.weight.requires_grad:  # frozen since
+            return
         shape = connections.weight.shape
         self._carry(name, connections.change(drop, grow, values), shape)
         self._tell(name, grow)
@@ -179,7 +181,11 @@ class WeightSession(Session):
     def _carry(self, name: str, carry: Carry, shape: torch.Size) -> None:
         """Let the optimizer's state of a weight follow a change, as if new entries had never been there."""
         weight = self.connections[name].weight
-        group = next(g for g in self.optimizer.param_groups if any(p is weight for p in g["params"]))
+        group = next((g for g in self.optimizer.param_groups if any(p is weight for p in g["params"])), None)
+        if group is None:
+            raise RunError(
+                f"the optimizer does not hold {name!r} any more, as when a state was loaded with assign=True; bind again"
+            )
         # Rprop's rates start at the group's, Adagrad's sums where it says, all else at 0.
         fresh = {"step_size": float(group["lr"]), "sum": group.get("initial_accumulator_value", 0.0)}
         known = self.optimizer.state.get(weight, {})
@@ -205,6 +211,28 @@ class WeightSession(Session):
                 averaged.get_parameter(name).masked_fill_(~connections.mask, 0.0)
             elif isinstance(connections, Compressed):
                 connections.mirror(averaged, name.rpartition(".")[0])
+
+    def follow(self, averaged: nn.Module) -> None:
+        """Let all that dies later also die in `averaged`, a copy of the bound model or an `AveragedModel` of it.
+
+        Raises:
+            ConfigError: its tensors have other names or shapes, or it averages where sparse layers have their weights.
+        """
+        sparse = any(isinstance(connections, Compressed) for connections in self.connections.values())
+        if sparse and getattr(averaged, "use_buffers", False):
+            raise ConfigError("use_buffers=True would average where the weights of sparse layers are; leave it out")
+        super().follow(averaged)
+
+    def detach(self) -> None:
+        """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
+        super().detach()
+        for connections in self.connections.values():
+            connections.forget_gradient()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._attached:
+            self.look_ahead()  # a copied layer has forgotten that it is watched
 
     def realize(self, *, sparse: bool = False) -> nn.Module:
         """Return a copy of the network, plain and dense, with exact zeros where no connection is.

@@ -106,6 +106,10 @@ class WeightMethod(Method):
         weights = self._chosen(net, optimizer)
         layers = {id(m.values): m for m in net.modules() if isinstance(m, SparseLinear)}
         masked = {name: weight for name, weight in weights.items() if id(weight) not in layers}
+        if len(layers) < sum(isinstance(module, SparseLinear) for module in net.modules()):
+            raise ConfigError(
+                "two sparse layers have the same values, whose connections cannot change apart; give each its own"
+            )
         if self.dense and len(masked) < len(weights):
             raise ConfigError(
                 f"{self} keeps a number for every weight, dead ones too, which sparse layers do not; use dense layers or "

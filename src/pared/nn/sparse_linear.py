@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn.batch_major import BatchMajor
+from pared.nn.witness import Witness
 from pared.ops.csr import csr_product
 from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
@@ -82,6 +83,7 @@ class SparseLinear(nn.Module):
                 f"({pattern.rows}, {pattern.columns})"
             )
         self.in_features, self.out_features = in_features, out_features
+        self.witness = Witness()
         device = pattern.col.device if device is None else device
         self.set_pattern(pattern.to(device))
         self.values = nn.Parameter(torch.empty(pattern.count, device=device, dtype=dtype))
@@ -199,6 +201,8 @@ class SparseLinear(nn.Module):
         y = csr_product(
             features_major, self.values, self.bias, self.crow, self.col, None, self.crow_t, self.col_t, self.perm
         )
+        if self.witness.on:
+            self.witness.see(features_major, y, x)  # pyright: ignore[reportAttributeAccessIssue]
         return y.t().reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -211,8 +215,8 @@ class SparseLinear(nn.Module):
 
     def set_pattern(self, pattern: Pattern) -> None:
         """Say where the values belong that are there, or are about to be put there."""
-        for name in _INDICES:
-            self.register_buffer(name, getattr(pattern, name), persistent=name not in DERIVED)
+        for name in _INDICES:  # its own copies: what averages or moves one layer's buffers leaves others alone
+            self.register_buffer(name, getattr(pattern, name).clone(), persistent=name not in DERIVED)
 
     def _load_from_state_dict(
         self,
@@ -226,8 +230,11 @@ class SparseLinear(nn.Module):
     ) -> None:
         """Take over the pattern, if it is whole and right, and then load as always."""
         crow, col, values = (state_dict.get(prefix + name) for name in ("crow", "col", "values"))
-        if crow is not None and col is not None and values is not None and not crow.is_meta:
+        there = [part is not None for part in (crow, col, values)]
+        if any(there) and not (crow is not None and crow.is_meta):
             try:
+                if crow is None or col is None or values is None:
+                    raise ConfigError("crow, col and values go together; give all three")
                 self._take_pattern(crow, col, values, assign=local_metadata.get("assign_to_params_buffers", False))
             except ConfigError as error:
                 error_msgs.append(f"{prefix.rstrip('.') or 'SparseLinear'}: {error}")
@@ -256,10 +263,9 @@ class SparseLinear(nn.Module):
         device = crow.device if assign else self.crow.device
         pattern = self.read_pattern(crow, col, values).to(device)
         held = device == self.crow.device and device.type != "meta" and pattern.count == self.count
-        if held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col):
-            return
-        _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
-        self.set_pattern(pattern)
+        if not (held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col)):
+            _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
+        self.set_pattern(pattern)  # the same one too, as what follows from it may have been lost
 
 
 def dense(model: nn.Module) -> nn.Module:
@@ -269,12 +275,13 @@ def dense(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, SparseLinear):
         return model.to_linear()
+    made: dict[int, nn.Module] = {}  # a layer in two places stays one
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):
             if isinstance(child, SparseLinear):
-                setattr(parent, name, child.to_linear())
+                parent._modules[name] = made.setdefault(id(child), child.to_linear())
             elif isinstance(child, BatchMajor):
-                setattr(parent, name, nn.Identity())
+                parent._modules[name] = nn.Identity().train(child.training)
     return model
 
 

@@ -51,7 +51,10 @@ def lp_groups(
         exponent = exponents.get(name)
         (rest if exponent is None else made.setdefault(float(exponent), [])).append((name, parameter))
     if not made:
-        raise ConfigError("no weight would be held on a sphere; name some with constrain, or use torch.optim.SGD")
+        raise ConfigError(
+            "no weight would be held on a sphere (those of sparse layers cannot be yet); name some with constrain, or use "
+            "torch.optim.SGD"
+        )
     groups: list[dict[str, Any]] = [{"params": params, "p": exponent} for exponent, params in made.items()]
     for group in groups if lr is not None else []:
         group["lr"] = lr

@@ -1,7 +1,6 @@
 """Connections of a sparse layer, of which nothing is kept that is dead."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +28,7 @@ class Compressed:
         self.layer, self.block = layer, block
         self.shape = torch.Size((layer.out_features, layer.in_features))
         self.rows, self.columns = self.shape
-        self.seen: list[
-            tuple[Tensor, Tensor]
-        ] = []  # of each backward pass: inputs, gradients of outputs; features first
         self.reduce: Callable[[Tensor], object] | None = None  # the mean of all processes, in place
-        self._handle: Any = None
 
     @property
     def weight(self) -> nn.Parameter:
@@ -65,11 +60,15 @@ class Compressed:
 
     def watch(self) -> None:
         """Keep what the next backward passes need for the gradients of dead connections."""
-        if self._handle is None:
-            self._handle = self.layer.register_forward_hook(self._see)
+        self.layer.witness.start(self.weight)
 
     def keep_gradient(self) -> None:
-        """Do nothing: gradients are made when they are asked for."""
+        """Make sure that gradients can be made when they are asked for."""
+        self.layer.witness.check()
+
+    def forget_gradient(self) -> None:
+        """Forget what was kept."""
+        self.layer.witness.stop()
 
     def hold_gradient(self) -> None:
         """Do nothing: dead connections have none."""
@@ -77,29 +76,12 @@ class Compressed:
     def hold(self) -> None:
         """Do nothing: dead connections are not there."""
 
-    def forget_gradient(self) -> None:
-        """Forget it."""
-        self.seen.clear()
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-
-    def _see(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not output.requires_grad:
-            return
-        x = inputs[0].detach().reshape(-1, self.columns).t()
-
-        def take(dy: Tensor) -> None:
-            self.seen.append((x, dy.detach().reshape(-1, self.rows).t()))
-
-        output.register_hook(take)
-
     @torch.no_grad()
     def gradient_at(self, index: Tensor) -> Tensor:
         """Return the gradient of entries, dead ones as if they were there; like `index`."""
         row, column = index // self.columns, index % self.columns
         found = self.weight.new_zeros(len(index))
-        for x, dy in self.seen:
+        for x, dy in self.layer.witness.pairs:
             step = max(1, self.block // max(1, x.shape[1]))
             for part in range(0, len(index), step):
                 some = slice(part, part + step)
@@ -145,7 +127,7 @@ class Compressed:
                 start, stop = torch.searchsorted(numbers, bounds).tolist()
                 open_[numbers[start:stop] - first * self.columns] = value
             size = self.weight.new_zeros(last - first, self.columns)
-            for x, dy in self.seen:
+            for x, dy in self.layer.witness.pairs:
                 size += dy[first:last] @ x.t()
             yield first, open_.view(-1, self.columns), self._reduced(size).abs_()
 

@@ -52,7 +52,7 @@ class Pattern:
         order = col.sort(stable=True).indices
         crow_t = torch.zeros(columns + 1, dtype=torch.int32, device=device)
         crow_t[1:] = torch.bincount(col, minlength=columns).cumsum(0)
-        row = _row_of(crow, len(col)).to(torch.int32)
+        row = rows_of(crow, len(col)).to(torch.int32)
         return cls(rows, columns, crow, col, crow_t, row[order], order.to(torch.int32))
 
     @classmethod
@@ -111,7 +111,7 @@ class Pattern:
 
     def row_of(self) -> Tensor:
         """Return the row of each entry, int64 (count,)."""
-        return _row_of(self.crow, self.count)
+        return rows_of(self.crow, self.count)
 
     def entries(self) -> Tensor:
         """Return each entry's number in the flat matrix, ascending, int64 (count,)."""
@@ -143,7 +143,8 @@ class Pattern:
         return self.crow, self.col, None, self.crow_t, self.col_t, self.perm
 
 
-def _row_of(crow: Tensor, count: int) -> Tensor:
+def rows_of(crow: Tensor, count: int) -> Tensor:
+    """Return the row of each of the `count` entries, int64 (count,)."""
     numbers = torch.arange(len(crow) - 1, device=crow.device)
     return numbers.repeat_interleave(crow.diff(), output_size=count)
 

@@ -1,6 +1,7 @@
 """The sparse linear map: derivatives of both kinds of kernels against numbers, a dense twin and torch's checks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -193,6 +194,20 @@ def test_an_operator_does_not_lose_derivatives_that_are_carried_forward() -> Non
     x, values, bias = (t.detach() for t in inputs(pattern, 4))
     with pytest.raises(ConfigError, match="call pared.ops.sparse_linear"):
         torch.func.jvp(lambda a: torch.ops.pared.csr_product(a, values, bias, *pattern.operands()), (x,), (x,))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("place", [0, 7, -1])
+@pytest.mark.parametrize("number", [-1, 10**9])
+@pytest.mark.parametrize("part", ["col", "col_t", "perm", "crow", "crow_t"])
+def test_patterns_made_by_hand_do_not_lead_outside(part: str, number: int, place: int) -> None:
+    pattern = Pattern.random(9, 8, 0.4, torch.Generator().manual_seed(0))
+    x, values, bias = inputs(pattern, 20)
+    index = getattr(pattern, part).clone()
+    index[place] = number
+    wrong = replace(pattern, **{part: index})
+    with pytest.raises(ConfigError, match="must"):
+        sparse_linear(x, values, wrong, bias).sum().backward()
 
 
 def test_what_has_no_kernel_is_refused() -> None:

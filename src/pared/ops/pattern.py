@@ -19,7 +19,7 @@ class Pattern:
 
     Row r has the entries crow[r] up to crow[r + 1], in the columns col[...], ascending. Column c has the entries
     perm[crow_t[c]] up to perm[crow_t[c + 1]], in the rows col_t[...], ascending. Make one with `from_csr`, `from_mask`,
-    `from_entries` or `random`, which check it; operators trust it. Do not write into its tensors.
+    `from_entries` or `random`, which check it. Do not write into its tensors.
 
     Shapes: crow (rows + 1,), crow_t (columns + 1,), the others (count,). Memory grows with count + rows + columns.
     """
@@ -46,7 +46,7 @@ class Pattern:
         Raises:
             ConfigError: row ends do not ascend from 0 to count, columns do not ascend inside a row, or one is out of range.
         """
-        crow, col = _checked_csr(crow, col, columns)
+        crow, col = check_csr(crow, col, columns)
         rows, device = len(crow) - 1, crow.device
         crow, col = (index.to(torch.int32, copy=True).contiguous() for index in (crow, col))
         order = col.sort(stable=True).indices
@@ -149,8 +149,12 @@ def rows_of(crow: Tensor, count: int) -> Tensor:
     return numbers.repeat_interleave(crow.diff(), output_size=count)
 
 
-def _checked_csr(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Return both in int64, since differences of unsigned numbers do not go below 0."""
+def check_csr(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Return both in int64, since differences of unsigned numbers do not go below 0.
+
+    Raises:
+        ConfigError: they are no pattern with this many columns.
+    """
     whole = all(index.dtype in _INTEGERS for index in (crow, col))
     if crow.ndim != 1 or col.ndim != 1 or len(crow) < 2 or not whole or crow.device != col.device:
         raise ConfigError(

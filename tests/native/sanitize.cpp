@@ -82,6 +82,16 @@ bool once(Product product, Dots dots, Backward backward) {
     good = good && backward(rows, inner, batch, entries, ends, columns, perm.get(), values.get(), held.get(), gathered.get(),
                             out.get(), found.get(), isa, threads) == 0;
     good = good && close(out.get(), plain, "backward's product") && close(found.get(), dotted, "backward's dots");
+    if (entries && batch) {  // an index that is wrong is found before it is followed
+        const int32_t wrong[] = {-1, int32_t(inner), INT32_MAX, INT32_MIN};
+        int32_t* index = perm && pick(0, 1) ? perm.get() : col.data();
+        int32_t& changed = index[pick(0, int(entries) - 1)];
+        const int32_t right = changed;
+        changed = index == perm.get() && pick(0, 1) ? int32_t(entries) : wrong[index == perm.get() ? 3 * pick(0, 1) : pick(0, 3)];
+        good = good && backward(rows, inner, batch, entries, ends, columns, perm.get(), values.get(), held.get(),
+                                gathered.get(), out.get(), found.get(), isa, threads) == BAD_PATTERN;
+        changed = right;
+    }
     crow[rows] += 1;
     good = good && product(rows, inner, batch, entries, crow.data(), columns, perm.get(), values.get(), nullptr,
                            gathered.get(), out.get(), isa, threads) == BAD_PATTERN;

@@ -130,3 +130,32 @@ def test_nothing_reaches_a_pointer_that_a_kernel_does_not_take() -> None:
         native.backward(crow, col, None, values, held[:, :-1], x)
     with disabled(), pytest.raises(ConfigError, match="not there"):
         native.product(crow, col, None, values, bias, x)
+
+
+def broken(index: Tensor, place: int, number: int) -> Tensor:
+    index = index.clone()
+    index[place] = number
+    return index
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])
+@pytest.mark.parametrize("batch", [1, 40])
+@pytest.mark.parametrize("rows", [7, 3000])
+def test_indices_outside_are_refused_before_they_are_followed(isa: int, batch: int, rows: int) -> None:
+    pattern = Pattern.random(rows, 90, 0.5, torch.Generator().manual_seed(0))
+    crow, col, _, crow_t, col_t, perm = pattern.operands()
+    values, x, dy = draw(1, pattern.count), draw(2, 90, batch), draw(3, rows, batch)
+    ends = 0, 1, pattern.count // 2, pattern.count - 1
+    for wrong in (broken(col, place, number) for place in ends for number in (-1, 90, 2**31 - 1, -(2**31))):
+        with pytest.raises(ConfigError, match="ascend in 0 to 89"):
+            native.product(crow, wrong, None, values, None, x, isa=isa)
+        with pytest.raises(ConfigError, match="ascend in 0 to 89"):
+            native.dots(crow, wrong, None, dy, x, isa=isa)
+    for wrong in (broken(perm, place, number) for place in ends for number in (-1, pattern.count, 2**31 - 1)):
+        with pytest.raises(ConfigError, match=f"perm must lie in 0 to {pattern.count - 1}"):
+            native.backward(crow_t, col_t, wrong, values, x, dy, isa=isa)
+    with pytest.raises(
+        ConfigError, match="must ascend"
+    ):  # one block of the cache is left for another only when they do
+        native.product(crow, broken(col, 1, int(col[0])), None, values, None, x, isa=isa)
+    assert native.product(crow[-1:] * 0, col[:0], None, values[:0], None, x, isa=isa).shape == (0, batch)

@@ -30,6 +30,19 @@ def test_it_changes_the_layout_each_way_and_nothing_else(lead: tuple[int, ...]) 
         assert torch.autograd.gradgradcheck(lambda z: turn(activation(first(z))), (x,))
 
 
+@pytest.mark.parametrize("lead", [(), (4,), (1,), (0,), (2, 3)])
+def test_what_follows_may_change_its_answer_in_place(lead: tuple[int, ...]) -> None:
+    first = sparse(6, 8)
+    x = torch.randn(*lead, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = nn.Sequential(first, BatchMajor(), nn.ReLU(inplace=True))(x)
+    got = torch.autograd.grad(y.square().sum(), list(first.parameters()))
+    expected = torch.autograd.grad(first(x).relu().square().sum(), list(first.parameters()))
+    torch.testing.assert_close(got, expected)
+    before = x.clone()
+    nn.Sequential(BatchMajor(), nn.ReLU(inplace=True))(x)  # nor does that change what it was made of
+    assert torch.equal(x, before)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_compiles_and_exports() -> None:
     model = nn.Sequential(sparse(6, 8), nn.ReLU(), BatchMajor(), nn.Linear(8, 2, dtype=torch.float64))

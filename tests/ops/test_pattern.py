@@ -105,6 +105,18 @@ def test_memory_grows_with_the_entries_only() -> None:
     assert int(pattern.entries().max()) > 2**32
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.uint64])
+def test_indices_of_every_integer_type_are_checked_alike(dtype: torch.dtype) -> None:
+    crow, col = index(0, 3, 4).to(dtype), index(0, 1, 3, 2).to(dtype)
+    assert Pattern.from_csr(crow, col, 4).entries().tolist() == [0, 1, 3, 6]
+    with pytest.raises(ConfigError, match="columns of a row"):
+        Pattern.from_csr(crow, index(3, 1, 0, 2).to(dtype), 4)
+    with pytest.raises(ConfigError, match="ascend from 0"):
+        Pattern.from_csr(index(0, 3, 1, 2).to(dtype), index(0, 1).to(dtype), 4)
+    with pytest.raises(ConfigError, match="columns must lie"):
+        Pattern.from_csr(crow, col, 3)
+
+
 def test_what_is_no_pattern_is_refused() -> None:
     refused: list[tuple[str, Any]] = [
         ("twice", lambda: Pattern.from_entries(index(1, 1), 2, 2)),
@@ -118,6 +130,8 @@ def test_what_is_no_pattern_is_refused() -> None:
         ("density", lambda: Pattern.random(2, 2, 1.1)),
         ("integers", lambda: Pattern.from_csr(torch.zeros(2), index(), 1)),
         ("integers", lambda: Pattern.from_csr(index(0), index(), 1)),
+        ("integers", lambda: Pattern.from_csr(index(0, 1).bool(), index(0), 1)),
+        ("integers", lambda: Pattern.from_csr(index(0, 1), index(0).bool(), 1)),
         ("ascend from 0", lambda: Pattern.from_csr(index(1, 1), index(0), 1)),
         ("ascend from 0", lambda: Pattern.from_csr(index(0, 2), index(0), 1)),
         ("ascend from 0", lambda: Pattern.from_csr(index(0, 2, 1, 2), index(0, 1), 2)),

@@ -1,6 +1,7 @@
 """The sparse linear map: derivatives of both kinds of kernels against numbers, a dense twin and torch's checks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pared.errors import ConfigError
 from pared.native import disabled, library
 from pared.ops import Pattern, sparse_linear
-from pared.ops.csr import csr_backward, csr_dots, csr_product
 
 PATHS = [pytest.param("native", marks=pytest.mark.skipif(library() is None, reason="not built")), "torch"]
 
@@ -99,7 +100,12 @@ def test_the_operators_keep_the_contract_of_torch(dtype: torch.dtype) -> None:
     x, values, bias = inputs(pattern, 3, dtype)
     dy = draw(5, 5, 3, dtype=dtype).requires_grad_()
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    for op, arguments in ((csr_product, (x, values, bias)), (csr_dots, (dy, x)), (csr_backward, (dy, x, values))):
+    ops = torch.ops.pared
+    for op, arguments in (
+        (ops.csr_product, (x, values, bias)),
+        (ops.csr_dots, (dy, x)),
+        (ops.csr_backward, (dy, x, values)),
+    ):
         torch.library.opcheck(op, (*arguments, *operands), test_utils=tests)
 
 
@@ -128,6 +134,80 @@ def test_it_compiles_whole() -> None:
     expected = torch.autograd.grad(sparse_linear(x, values, pattern, bias).relu().sum(), (x, values, bias))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp calls it
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("mask", PATTERNS)
+def test_derivatives_are_carried_forward_too(mask: Tensor) -> None:
+    pattern = Pattern.from_mask(mask)
+    primals = x, values, bias = [t.detach() for t in inputs(pattern, 3)]
+    tangents = tuple(draw(7 + n, *t.shape) for n, t in enumerate(primals))
+
+    def sparse(a: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        return sparse_linear(a, v, pattern, b).sin()
+
+    def twin(a: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        return (pattern.to_dense(v) @ a + b.unsqueeze(1)).sin()
+
+    def gradients(function: Any) -> Any:
+        return torch.func.grad(lambda *all_of_them: function(*all_of_them).square().sum(), argnums=(0, 1, 2))
+
+    for got, expected in (
+        (torch.func.jvp(sparse, (*primals,), tangents), torch.func.jvp(twin, (*primals,), tangents)),
+        (torch.func.jacfwd(sparse)(*primals), torch.func.jacfwd(twin)(*primals)),
+        (
+            torch.func.jvp(gradients(sparse), (*primals,), tangents),  # forward over backward
+            torch.func.jvp(gradients(twin), (*primals,), tangents),
+        ),
+    ):
+        torch.testing.assert_close(got, expected)
+    loss = sparse_linear(x.requires_grad_(), values.requires_grad_(), pattern, bias).square().sum()
+    with forward_ad.dual_level():  # only what is derived backward carries a derivative
+        g = forward_ad.make_dual(torch.ones((), dtype=x.dtype), torch.full((), 2.0, dtype=x.dtype))
+        for dual in torch.autograd.grad(loss, (x, values), g):
+            unpacked = forward_ad.unpack_dual(dual)
+            torch.testing.assert_close(unpacked.tangent, 2 * unpacked.primal)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp calls it
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_derivatives_that_are_carried_forward_compile(backend: str) -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    x, values, bias = (t.detach() for t in inputs(pattern, 4))
+    compiled = torch.compile(lambda a, t: torch.func.jvp(inner, (a,), (t,)), backend=backend)
+    again = torch.compile(lambda a: sparse_linear(a, values, pattern, bias), backend=backend)
+
+    def inner(a: Tensor) -> Tensor:
+        return sparse_linear(a, values, pattern, bias)
+
+    expected = inner(x), pattern.to_dense(values) @ x
+    torch.testing.assert_close(again(x), expected[0])
+    torch.testing.assert_close(compiled(x, x), expected)
+    torch.testing.assert_close(torch.func.jvp(again, (x,), (x,)), expected)
+    torch.testing.assert_close(again(x), expected[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp calls it
+def test_an_operator_does_not_lose_derivatives_that_are_carried_forward() -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    x, values, bias = (t.detach() for t in inputs(pattern, 4))
+    with pytest.raises(ConfigError, match="call pared.ops.sparse_linear"):
+        torch.func.jvp(lambda a: torch.ops.pared.csr_product(a, values, bias, *pattern.operands()), (x,), (x,))
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("place", [0, 7, -1])
+@pytest.mark.parametrize("number", [-1, 10**9])
+@pytest.mark.parametrize("part", ["col", "col_t", "perm", "crow", "crow_t"])
+def test_patterns_made_by_hand_do_not_lead_outside(part: str, number: int, place: int) -> None:
+    pattern = Pattern.random(9, 8, 0.4, torch.Generator().manual_seed(0))
+    x, values, bias = inputs(pattern, 20)
+    index = getattr(pattern, part).clone()
+    index[place] = number
+    wrong = replace(pattern, **{part: index})
+    with pytest.raises(ConfigError, match="must"):
+        sparse_linear(x, values, wrong, bias).sum().backward()
 
 
 def test_what_has_no_kernel_is_refused() -> None:

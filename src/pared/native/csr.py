@@ -1,9 +1,10 @@
 """The compiled products of a sparse and a dense matrix, checked before any pointer is used.
 
 Tensors are on the CPU and contiguous; numbers are float32 or float64, all of one type; indices are int32. (crow, col) is a
-pattern of `rows` rows in CSR whose columns ascend and lie inside `inner`, as `pared.ops.Pattern` makes sure of once; its
-entry i has the number perm[i] in values, or i where `perm` is None. `isa` asks for an instruction set of
-`loading.INSTRUCTIONS`, -1 for the best there is; results are the same for any number of threads.
+pattern of `rows` rows in CSR whose columns ascend and lie inside `inner`; its entry i has the number perm[i] in values, or i
+where `perm` is None. The kernels look at that each time, since what `pared.ops.Pattern` has checked can be changed.
+`isa` asks for an instruction set of `loading.INSTRUCTIONS`, -1 for the best there is; results are the same for any number of
+threads.
 """
 
 import torch
@@ -109,5 +110,6 @@ def _call(name: str, x: Tensor, sizes: tuple[int, ...], tensors: tuple[Tensor | 
         raise MemoryError(f"no memory for the scratch of a sparse {name} with {sizes[2]} columns")
     if code:
         raise ConfigError(
-            f"crow must ascend from 0 to the {sizes[3]} entries of col; make patterns with pared.ops.Pattern"
+            f"crow must ascend from 0 to the {sizes[3]} entries of col, the columns of a row must ascend in 0 to "
+            f"{sizes[1] - 1}, and perm must lie in 0 to {sizes[3] - 1}; make patterns with pared.ops.Pattern.from_csr"
         )

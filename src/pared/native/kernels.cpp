@@ -10,7 +10,8 @@
 //     both     at once, reading what is gathered once: the backward pass, along the transposed pattern
 //
 // Every number is computed by one thread in one order, so that results do not depend on how many threads there are.
-// Pointers are trusted; that columns ascend inside a row and lie inside the matrix was checked when the pattern was made.
+// Pointers and lengths are trusted. Indices are not: each thread looks through those of its rows before it follows them, as
+// patterns can be made by hand, and changed after they were checked.
 //
 // To add a kernel: a Task of its own or a walk of its own, an entry point below, its signature in loading.py, VERSION + 1.
 
@@ -41,7 +42,7 @@
 
 namespace {
 
-constexpr int VERSION = 2;
+constexpr int VERSION = 3;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -188,9 +189,28 @@ int best_isa() {
     return 0;
 }
 
+// Whether rows `first` to `last`, whose ends are right, have ascending columns and numbers inside what they index.
+template <class T>
+bool sound(const Task<T>& task, int64_t entries, int isa, int64_t first, int64_t last) {
+    const int64_t begin = task.crow[first], end = task.crow[last];
+    int64_t descents = 0;
+    auto inside = portable::inside<T>;
+#if defined(PARED_X86)
+    if (isa >= 2) inside = avx512::inside<T>;
+    else if (isa >= 1) inside = avx2::inside<T>;
+#endif
+    if (!inside(task, entries, begin, end, descents)) return false;
+    for (int64_t r = first; r < last; ++r) {
+        const int32_t start = task.crow[r];
+        if (start > begin && start < task.crow[r + 1]) descents -= task.col[start] <= task.col[start - 1];
+    }
+    return descents == 0;
+}
+
 template <class T, bool product, bool dots>
-int part(const Task<T>& task, int isa, int64_t first, int64_t last) {
+int part(const Task<T>& task, int64_t entries, int isa, int64_t first, int64_t last) {
     if (first >= last) return 0;
+    if (!sound(task, entries, isa, first, last)) return BAD_PATTERN;
     if (task.batch < 16 / int64_t(sizeof(T))) return part_narrow<T, product, dots>(task, first, last);
 #if defined(PARED_X86)
     if (isa >= 2 && task.batch >= 64 / int64_t(sizeof(T))) return avx512::part<T, product, dots>(task, first, last);
@@ -251,9 +271,9 @@ int run(const Task<T>& task, int64_t entries, int isa, int threads) {
     const int best = best_isa();
     if (isa < 0 || isa > best) isa = best;
     const int count = threads_for(int64_t(entries) * task.batch, task.rows, threads);
-    if (count == 1) return part<T, product, dots>(task, isa, 0, task.rows);
+    if (count == 1) return part<T, product, dots>(task, entries, isa, 0, task.rows);
     return spread(count, [&](int number) {
-        return part<T, product, dots>(task, isa, share(task, number, count),
+        return part<T, product, dots>(task, entries, isa, share(task, number, count),
                                       number + 1 == count ? task.rows : share(task, number + 1, count));
     });
 }

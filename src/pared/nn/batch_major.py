@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -25,7 +26,8 @@ class _Turn(Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x.contiguous()
+        # What is contiguous already, as a batch of one is, would come back as a view that nothing may change in place.
+        return x.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

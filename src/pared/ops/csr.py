@@ -3,20 +3,70 @@
 A matrix A (rows, columns) is a vector of values and its pattern, twice: (crow, col, perm) by rows and (crow_t, col_t,
 perm_t) by columns, each in CSR. Entry i of either has the number perm[i] in the values, or i where that is None: the
 transpose is the two swapped, and no value is ever copied. Dense matrices are (features, batch). All derivatives are made of
-these same operators, so that they can be derived as often as one likes.
+these same operators, so that they can be derived as often as one likes. They carry no derivatives forward; where these are
+asked for, as by `torch.func.jvp`, the functions here compute with torch's own operators instead, which need memory for a
+row of the dense matrix per entry.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from pared.errors import ConfigError
 from pared.native import csr as native
 from pared.ops import csr_torch
+from pared.ops.pattern import rows_of
+
+
+def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor | None) -> Tensor:
+    """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
+    return (_plain_product if _forward() else _product)(x, values, bias, *pattern)  # pyright: ignore[reportArgumentType]
+
+
+def csr_dots(dy: Tensor, x: Tensor, *pattern: Tensor | None) -> Tensor:
+    """Return <dy[row], x[column]> for each entry, (entries,), for `dy` (rows, batch) and `x` (columns, batch)."""
+    return (_plain_dots if _forward() else _dots)(dy, x, *pattern)  # pyright: ignore[reportArgumentType]
+
+
+def csr_backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the transpose of A times `dy`, (columns, batch), and `csr_dots`, (entries,), at once."""
+    if _forward():
+        return csr_product(dy, values, None, *_transposed([*pattern])), csr_dots(dy, x, *pattern)
+    return _backward(dy, x, values, *pattern)  # pyright: ignore[reportArgumentType]
+
+
+def _forward() -> bool:
+    """Whether derivatives are carried forward, for which torch has no public question; `torch.compile` knows this one."""
+    return forward_ad._current_level >= 0
+
+
+def _refuse_forward() -> None:
+    """Make sure that an operator that was called as such does not lose derivatives: torch would take them to be 0."""
+    if _forward():
+        raise ConfigError(
+            "pared's operators carry no derivatives forward, as torch.func.jvp asks for; call pared.ops.sparse_linear or "
+            "a SparseLinear, uncompiled"
+        )
+
+
+def _plain_product(
+    x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, perm: Tensor | None, *_: Tensor | None
+) -> Tensor:
+    ordered = values if perm is None else values.index_select(0, perm)
+    terms = ordered.unsqueeze(1) * x.index_select(0, col)
+    out = terms.new_zeros((crow.shape[0] - 1, x.shape[1])).index_add(0, rows_of(crow, col.shape[0]), terms)
+    return out if bias is None else out + bias.unsqueeze(1)
+
+
+def _plain_dots(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, perm: Tensor | None, *_: Tensor | None) -> Tensor:
+    found = (dy.index_select(0, rows_of(crow, col.shape[0])) * x.index_select(0, col)).sum(1)
+    return found if perm is None else torch.zeros_like(found).index_copy(0, perm.long(), found)
 
 
 @torch.library.custom_op("pared::csr_product", mutates_args=())
-def csr_product(
+def _product(
     x: Tensor,
     values: Tensor,
     bias: Tensor | None,
@@ -27,14 +77,14 @@ def csr_product(
     col_t: Tensor,
     perm_t: Tensor | None,
 ) -> Tensor:
-    """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
+    _refuse_forward()
     kernels = native if native.serves(x) else csr_torch
     offset = None if bias is None else bias.contiguous()
     return kernels.product(crow, col, perm, values.contiguous(), offset, x.contiguous())
 
 
 @torch.library.custom_op("pared::csr_dots", mutates_args=())
-def csr_dots(
+def _dots(
     dy: Tensor,
     x: Tensor,
     crow: Tensor,
@@ -44,13 +94,13 @@ def csr_dots(
     col_t: Tensor,
     perm_t: Tensor | None,
 ) -> Tensor:
-    """Return <dy[row], x[column]> for each entry, (entries,), for `dy` (rows, batch) and `x` (columns, batch)."""
+    _refuse_forward()
     kernels = native if native.serves(x) else csr_torch
     return kernels.dots(crow, col, perm, dy.contiguous(), x.contiguous())
 
 
 @torch.library.custom_op("pared::csr_backward", mutates_args=())
-def csr_backward(
+def _backward(
     dy: Tensor,
     x: Tensor,
     values: Tensor,
@@ -61,24 +111,24 @@ def csr_backward(
     col_t: Tensor,
     perm_t: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the transpose of A times `dy`, (columns, batch), and `csr_dots`, (entries,), at once."""
+    _refuse_forward()
     dy, x, values = dy.contiguous(), x.contiguous(), values.contiguous()
     if native.serves(x):
         return native.backward(crow_t, col_t, perm_t, values, x, dy)
     return csr_torch.product(crow_t, col_t, perm_t, values, None, dy), csr_torch.dots(crow, col, perm, dy, x)
 
 
-@csr_product.register_fake
+@_product.register_fake
 def _(x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *rest: Tensor | None) -> Tensor:
     return x.new_empty((crow.shape[0] - 1, x.shape[1]))
 
 
-@csr_dots.register_fake
+@_dots.register_fake
 def _(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, *rest: Tensor | None) -> Tensor:
     return x.new_empty((col.shape[0],))
 
 
-@csr_backward.register_fake
+@_backward.register_fake
 def _(dy: Tensor, x: Tensor, values: Tensor, *pattern: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(values)
 
@@ -131,6 +181,6 @@ def _transposed(pattern: list[Tensor | None]) -> list[Any]:
     return [*pattern[3:], *pattern[:3]]
 
 
-csr_product.register_autograd(_product_backward, setup_context=_save_product)
-csr_dots.register_autograd(_dots_backward, setup_context=_save_all)
-csr_backward.register_autograd(_backward_backward, setup_context=_save_all)
+_product.register_autograd(_product_backward, setup_context=_save_product)
+_dots.register_autograd(_dots_backward, setup_context=_save_all)
+_backward.register_autograd(_backward_backward, setup_context=_save_all)

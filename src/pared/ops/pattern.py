@@ -10,6 +10,7 @@ from pared.errors import ConfigError
 
 #: The most rows, columns and entries that int32 indices can number.
 MOST = 2**31 - 1
+_INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +19,7 @@ class Pattern:
 
     Row r has the entries crow[r] up to crow[r + 1], in the columns col[...], ascending. Column c has the entries
     perm[crow_t[c]] up to perm[crow_t[c + 1]], in the rows col_t[...], ascending. Make one with `from_csr`, `from_mask`,
-    `from_entries` or `random`, which check it; operators trust it. Do not write into its tensors.
+    `from_entries` or `random`, which check it. Do not write into its tensors.
 
     Shapes: crow (rows + 1,), crow_t (columns + 1,), the others (count,). Memory grows with count + rows + columns.
     """
@@ -45,13 +46,13 @@ class Pattern:
         Raises:
             ConfigError: row ends do not ascend from 0 to count, columns do not ascend inside a row, or one is out of range.
         """
-        _check_csr(crow, col, columns)
+        crow, col = check_csr(crow, col, columns)
         rows, device = len(crow) - 1, crow.device
-        crow, col = (index.detach().to(torch.int32, copy=True).contiguous() for index in (crow, col))
+        crow, col = (index.to(torch.int32, copy=True).contiguous() for index in (crow, col))
         order = col.sort(stable=True).indices
         crow_t = torch.zeros(columns + 1, dtype=torch.int32, device=device)
         crow_t[1:] = torch.bincount(col, minlength=columns).cumsum(0)
-        row = _row_of(crow, len(col)).to(torch.int32)
+        row = rows_of(crow, len(col)).to(torch.int32)
         return cls(rows, columns, crow, col, crow_t, row[order], order.to(torch.int32))
 
     @classmethod
@@ -110,7 +111,7 @@ class Pattern:
 
     def row_of(self) -> Tensor:
         """Return the row of each entry, int64 (count,)."""
-        return _row_of(self.crow, self.count)
+        return rows_of(self.crow, self.count)
 
     def entries(self) -> Tensor:
         """Return each entry's number in the flat matrix, ascending, int64 (count,)."""
@@ -142,13 +143,19 @@ class Pattern:
         return self.crow, self.col, None, self.crow_t, self.col_t, self.perm
 
 
-def _row_of(crow: Tensor, count: int) -> Tensor:
+def rows_of(crow: Tensor, count: int) -> Tensor:
+    """Return the row of each of the `count` entries, int64 (count,)."""
     numbers = torch.arange(len(crow) - 1, device=crow.device)
     return numbers.repeat_interleave(crow.diff(), output_size=count)
 
 
-def _check_csr(crow: Tensor, col: Tensor, columns: int) -> None:
-    whole = all(not index.is_floating_point() and not index.is_complex() for index in (crow, col))
+def check_csr(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Return both in int64, since differences of unsigned numbers do not go below 0.
+
+    Raises:
+        ConfigError: they are no pattern with this many columns.
+    """
+    whole = all(index.dtype in _INTEGERS for index in (crow, col))
     if crow.ndim != 1 or col.ndim != 1 or len(crow) < 2 or not whole or crow.device != col.device:
         raise ConfigError(
             f"expected crow (rows + 1,) and col (count,) of integers on one device; got {crow.dtype} {tuple(crow.shape)} "
@@ -159,19 +166,21 @@ def _check_csr(crow: Tensor, col: Tensor, columns: int) -> None:
             f"rows, columns and entries must be at most {MOST} and columns at least 1; got {len(crow) - 1}, {columns}, "
             f"{len(col)}"
         )
+    crow, col = crow.detach().long(), col.detach().long()
     if int(crow[0]) != 0 or int(crow[-1]) != len(col) or bool((crow.diff() < 0).any()):
         raise ConfigError(
             f"crow must ascend from 0 to the {len(col)} entries of col, got {crow[:3].tolist()} and so on"
         )
     if not len(col):
-        return
+        return crow, col
     if int(col.min()) < 0 or int(col.max()) >= columns:
         raise ConfigError(f"columns must lie in 0 to {columns - 1}, got {int(col.min())} to {int(col.max())}")
     ascends = col.diff() > 0
-    starts = crow[1:-1].long()
+    starts = crow[1:-1]
     ascends[starts[(starts > 0) & (starts < len(col))] - 1] = True  # from one row to the next they need not
     if not bool(ascends.all()):
         raise ConfigError("the columns of a row must ascend and be there once; make the pattern with from_entries")
+    return crow, col
 
 
 def choose(total: int, count: int, generator: torch.Generator | None) -> Tensor:

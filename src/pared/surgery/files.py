@@ -20,6 +20,8 @@ from pared.surgery.trace import tensors
 FORMAT = 1
 Network = TypeVar("Network", bound=nn.Module)
 _KEY = "pared"
+#: The indices of a sparse layer that a file holds.
+_INDICES = ("crow", "col")
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
@@ -34,14 +36,16 @@ def save(model: nn.Module, path: str | Path) -> Path:
     from safetensors.torch import save as to_bytes
 
     path = Path(path)
-    first: dict[int, str] = {}
+    first: dict[Any, str] = {}
     aliases: dict[str, str] = {}
     held: dict[str, Tensor] = {}
-    for name, tensor in _tensors(model).items():
-        if id(tensor) in first:
-            aliases[name] = first[id(tensor)]
+    mine = _tensors(model)
+    keys = _identities(model, mine)
+    for name, tensor in mine.items():
+        if keys[name] in first:
+            aliases[name] = first[keys[name]]
         else:
-            first[id(tensor)] = name
+            first[keys[name]] = name
             held[name] = tensor.detach().cpu().contiguous().clone()
     structure = {
         "format": FORMAT,
@@ -76,11 +80,13 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     mine = _tensors(model)
     _check_names(path, model, mine, held, structure)
     drawn = {name: held[structure["aliases"].get(name, name)] for name in (*held, *structure["aliases"])}
-    patterns = _patterns(path, model, drawn)
-    free = {f"{name}.{part}".lstrip(".") for name in patterns for part in ("crow", "col", "values")}
+    patterns = _patterns(path, model, structure, drawn)
+    places = {f"{prefix}{part}" for prefix in patterns for part in _INDICES}
+    free = places | {f"{prefix}values" for prefix in patterns}
     changed = _check_shapes(path, mine, {name: tensor for name, tensor in drawn.items() if name not in free})
     settings = _settings(path, model, structure, changed)
-    _fill(model, mine, drawn, device)
+    # Patterns come whole, and never into indices that are there, which other layers and the user may hold too.
+    _fill(model, mine, {name: tensor for name, tensor in drawn.items() if name not in places}, device)
     for layer, pattern in patterns.values():
         layer.set_pattern(pattern.to(layer.values.device))
     for name in _replaced(model, structure):
@@ -149,30 +155,47 @@ def _check_names(
             fits = False
         if not fits:
             raise _misfit(path, f"it holds {name!r}, which the network does not have")
-    ids: dict[int, str] = {}
-    for name, tensor in mine.items():
+    ids: dict[Any, str] = {}
+    for name, key in _identities(model, mine).items():
         source = structure["aliases"].get(name, name)
-        if name in names and ids.setdefault(id(tensor), source) != source:
+        if name in names and ids.setdefault(key, source) != source:
             raise _misfit(path, f"{name!r} is tied to another tensor here and not in the file")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that a file holds: those of sparse layers that follow from others it does not."""
-    sparse = [f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, SparseLinear)]
-    derived = {prefix + part for prefix in sparse for part in DERIVED}
+    derived = {prefix + part for prefix in _sparse(model) for part in DERIVED}
     return {name: tensor for name, tensor in tensors(model).items() if name not in derived}
 
 
-def _patterns(path: Path, model: nn.Module, drawn: Mapping[str, Tensor]) -> dict[str, tuple[SparseLinear, Pattern]]:
-    """Return sparse layers by name, with where the file says that their weights live."""
+def _sparse(model: nn.Module) -> dict[str, SparseLinear]:
+    """Return sparse layers by what all their names in front of their tensors are."""
+    named = model.named_modules(remove_duplicate=False)
+    return {f"{name}." if name else "": layer for name, layer in named if isinstance(layer, SparseLinear)}
+
+
+def _identities(model: nn.Module, mine: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return by name what two names have in common that are one tensor.
+
+    Indices count as the layer's own: layers that are made from one pattern share them without being tied.
+    """
+    own = {prefix + part: (id(layer), part) for prefix, layer in _sparse(model).items() for part in _INDICES}
+    return {name: own.get(name, id(tensor)) for name, tensor in mine.items()}
+
+
+def _patterns(
+    path: Path, model: nn.Module, structure: Mapping[str, Any], drawn: Mapping[str, Tensor]
+) -> dict[str, tuple[SparseLinear, Pattern]]:
+    """Return sparse layers that stay, by all their names, with where the file says that their weights live."""
+    gone = tuple(f"{name}." for name in _replaced(model, structure))
     found = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, SparseLinear):
-            crow, col, values = (drawn[f"{name}.{part}".lstrip(".")] for part in ("crow", "col", "values"))
-            try:
-                found[name] = (layer, layer.read_pattern(crow, col, values))
-            except ConfigError as error:
-                raise _misfit(path, f"layer {name!r}: {error}") from None
+    for prefix, layer in _sparse(model).items():
+        if prefix.startswith(gone):
+            continue
+        try:
+            found[prefix] = (layer, layer.read_pattern(*(drawn[prefix + part] for part in (*_INDICES, "values"))))
+        except ConfigError as error:
+            raise _misfit(path, f"layer {prefix[:-1]!r}: {error}") from None
     return found
 
 

@@ -52,3 +52,11 @@ def test_it_compiles_and_exports() -> None:
     for one, other in zip(got, torch.autograd.grad(model(x).sum(), list(model.parameters())), strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp calls it
+def test_it_carries_derivatives_forward() -> None:
+    first, x = sparse(6, 8), torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert first.bias is not None
+    got = torch.func.jvp(nn.Sequential(first, BatchMajor()), (x,), (x,))
+    torch.testing.assert_close(got, (first(x), first(x) - first.bias))

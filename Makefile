@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the slow tests too"
 	@echo "make bench      the benchmarks, as ratios against rivals"
 	@echo "make sanitize   the compiled kernels under the address and undefined-behaviour sanitizers"
+	@echo "make sanitize   the C++ kernels under address and undefined-behaviour sanitizers"
 	@echo "make picture    redraw the README's picture from demo-run/"
 
 $(BIN)/.demo: pyproject.toml constraints.txt
@@ -47,7 +48,7 @@ bench: $(BIN)/.dev
 	$(BIN)/python benchmarks/shrinking_run.py
 	$(BIN)/python benchmarks/surgery.py
 	$(BIN)/python benchmarks/lp_step.py
-	$(BIN)/python benchmarks/sparse_step.py
+	$(BIN)/python benchmarks/sparse_step.py --quick
 
 # Blocks of 4 kB and threads for any task, so that small matrices take every branch; then as they are shipped.
 SANITIZE := -std=c++17 -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -10,20 +10,19 @@ from pared.native.loading import INSTRUCTIONS, library, why_not
 
 @dataclass(frozen=True)
 class Config:
-    """Versions, and which kernels sparse layers use on this processor; printed as a few lines."""
+    """Versions, and which kernels sparse layers and steps on the sphere use on this processor; printed as two lines."""
 
     pared: str
     torch: str
     threads: int
     #: "native", or "torch" where the compiled kernels are missing or switched off.
-    sparse_kernels: str
+    kernels: str
     #: The instruction set of the native kernels, and what makes their threads; for torch's, why they are used.
     detail: str
 
     def __str__(self) -> str:
         return (
-            f"pared {self.pared}, torch {self.torch}, {self.threads} threads\n"
-            f"sparse kernels: {self.sparse_kernels} ({self.detail})"
+            f"pared {self.pared}, torch {self.torch}, {self.threads} threads\nkernels: {self.kernels} ({self.detail})"
         )
 
     __repr__ = __str__

@@ -36,17 +36,17 @@ def test_the_configuration_names_versions_threads_and_kernels() -> None:
     )
     opened = library()
     if opened is None:
-        assert config.sparse_kernels == "torch"
+        assert config.kernels == "torch"
         assert config.detail == why_not()
         assert config.detail
     else:
-        assert config.sparse_kernels == "native"
+        assert config.kernels == "native"
         assert config.detail.split(", ")[0] in INSTRUCTIONS
         assert why_not() == ""
     assert repr(config) == str(config)
-    assert config.sparse_kernels in str(config)
+    assert config.kernels in str(config)
     with disabled():
-        assert pared.show_config().sparse_kernels == "torch"
+        assert pared.show_config().kernels == "torch"
         assert library() is None
         assert "switched off" in pared.show_config().detail
     assert (library() is None) == (opened is None)
@@ -58,7 +58,7 @@ from pared.nn import SparseLinear
 {before}
 layer = SparseLinear(8, 4, density=0.5, generator=torch.Generator().manual_seed(0))
 layer(torch.ones(2, 8)).sum().backward()
-print(pared.show_config().sparse_kernels, layer.values.grad.sum().item())
+print(pared.show_config().kernels, layer.values.grad.sum().item())
 """
 
 

@@ -61,7 +61,7 @@ class SDR(GradualMagnitude):
 
         `loss` computes the loss of `model` on rows held out, a number; `tolerance` needs it. It is called with the network
         in evaluation mode and without gradients, about a dozen times a cut, in every process of a
-        `DistributedDataParallel`, whose mean counts.
+        `DistributedDataParallel`, whose mean counts. A copy of the session goes on asking the same function.
 
         Raises:
             ConfigError: there is a tolerance and no loss.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +243,11 @@ def start(finished: Path, folder: Path, *more: str) -> tuple[list[str], subproce
         "0.02",
         *more,
     ]
-    process = subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    # Where the tests themselves run in the background of a shell, interrupts would be ignored.
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        words, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=listening
+    )
     while process.poll() is None and not (folder / "run/checkpoints/shrink.safetensors").exists():
         pass
     return words, process

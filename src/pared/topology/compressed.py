@@ -108,9 +108,9 @@ class Compressed:
     def _steepest_of_rows(self, k: Tensor, also: Tensor) -> Tensor:
         chosen = []
         for first, open_, size in self._blocks(also):
-            some = torch.minimum(k.to(size.device)[first : first + len(size)], open_.sum(1))
-            order = size.masked_fill_(~open_, -torch.inf).topk(int(some.max())).indices
-            taken = torch.arange(order.shape[1], device=order.device) < some.unsqueeze(1)
+            order = size.masked_fill_(~open_, -torch.inf).argsort(dim=1, descending=True, stable=True)  # as masks do
+            some = torch.minimum(k.to(order.device)[first : first + len(size)], open_.sum(1))
+            taken = torch.arange(self.columns, device=order.device) < some.unsqueeze(1)
             start = torch.arange(first, first + len(size), device=order.device).unsqueeze(1) * self.columns
             chosen.append((order + start)[taken])
         return torch.cat(chosen)

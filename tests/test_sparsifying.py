@@ -31,7 +31,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, whole: tuple[float, float] = (2.0, 
         return 1.0, count / (shape[0] * shape[1]) * 2
 
     monkeypatch.setattr(sparsifying, "_calibrated", calibrated)
-    monkeypatch.setattr(sparsifying, "_best", lambda calls: list(whole)[: len(calls)])
+    monkeypatch.setattr(sparsifying, "least_us", lambda calls: list(whole)[: len(calls)])
 
 
 def test_layers_that_are_faster_become_sparse_and_answers_stay(monkeypatch: pytest.MonkeyPatch) -> None:

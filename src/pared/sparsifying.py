@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
+from pared.measure.latency import least_us
 from pared.nn.sparse_linear import SparseLinear
 from pared.ops.csr_torch import DEVICES, DTYPES
 from pared.ops.pattern import Pattern
@@ -81,9 +81,9 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
                 if name:
                     sparse.set_submodule(name, made)
     if not any(one.sparse for one in layers):
-        before = _best([lambda: dense(*args, **kwargs)])[0]
+        before = least_us([lambda: dense(*args, **kwargs)])[0]
         return Sparsified(dense, tuple(layers), before, before)
-    before, after = _best([lambda: dense(*args, **kwargs), lambda: sparse(*args, **kwargs)])
+    before, after = least_us([lambda: dense(*args, **kwargs), lambda: sparse(*args, **kwargs)])
     if after > before:
         kept = tuple(Choice(**{**vars(one), "sparse": False}) for one in layers)
         return Sparsified(dense, kept, before, before)
@@ -151,24 +151,5 @@ def _calibrated(
     sparse = SparseLinear(shape[1], shape[0], mask=pattern, device=device, dtype=dtype)
     dense, x = sparse.to_linear(), torch.randn(rows, shape[1], generator=generator, dtype=dtype).to(device)
     with torch.inference_mode():
-        found = _best([lambda: dense(x), lambda: sparse(x).contiguous()])
+        found = least_us([lambda: dense(x), lambda: sparse(x).contiguous()])
     return found[0], found[1]
-
-
-def _best(calls: list[Callable[[], object]], seconds: float = 0.1) -> list[float]:
-    """Return the least microseconds of each call, taken in turns for about so many seconds."""
-    least = [math.inf] * len(calls)
-    with torch.inference_mode():
-        for call in calls:
-            call()
-        began = time.perf_counter()
-        for turn in range(1000):
-            if turn >= 5 and time.perf_counter() - began > seconds:
-                break
-            for place, call in enumerate(calls):
-                start = time.perf_counter()
-                call()
-                if torch.cuda.is_initialized():
-                    torch.cuda.synchronize()
-                least[place] = min(least[place], 1e6 * (time.perf_counter() - start))
-    return least

@@ -84,17 +84,13 @@ def bound(
 ) -> WeightSession:
     model = branched(seed) if conv else network(seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    return binder(method, model)(model, optimizer(model), total_steps=TOTAL, generator=generator)
+    loss = partial(loss_of, model)
+    return method.bind(model, optimizer(model), total_steps=TOTAL, generator=generator, loss=loss)
 
 
 def masked(session: WeightSession) -> dict[str, Masked]:
     """Return the connections, all of which are of whole weights here."""
     return {name: session.masked(name) for name in session.connections}
-
-
-def binder(method: WeightMethod, model: nn.Module) -> Callable[..., WeightSession]:
-    """Return its `bind`, with the loss that SDR may need."""
-    return partial(method.bind, loss=partial(loss_of, model)) if isinstance(method, SDR) else method.bind
 
 
 def loss_of(model: nn.Module) -> torch.Tensor:
@@ -583,7 +579,8 @@ def test_what_is_frozen_or_not_the_optimizers_is_left_alone(method: WeightMethod
     net = network()
     net[2].weight.requires_grad_(False)
     rest = [p for name, p in net.named_parameters() if name != "4.weight"]
-    session = binder(replace(method, where="all"), net)(net, torch.optim.SGD(rest, lr=0.1), total_steps=TOTAL)
+    optimizer, loss = torch.optim.SGD(rest, lr=0.1), partial(loss_of, net)
+    session = replace(method, where="all").bind(net, optimizer, total_steps=TOTAL, loss=loss)
     before = copy.deepcopy(net)
     assert list(masked(session)) == ["0.weight"]
     run(session, TOTAL)

@@ -5,7 +5,6 @@ import io
 import itertools
 import math
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,21 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.native import disabled, library
 from pared.nn import SparseLinear
 from pared.nn.sparse_linear import gather
 from pared.ops import Pattern
-
-PATHS = [pytest.param("native", marks=pytest.mark.skipif(library() is None, reason="not built")), "torch"]
-
-
-@pytest.fixture(params=PATHS, scope="module")
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "native":
-        yield "native"
-        return
-    with disabled():
-        yield "torch"
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

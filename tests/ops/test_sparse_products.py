@@ -1,6 +1,5 @@
 """The sparse linear map: derivatives of both kinds of kernels against numbers, a dense twin and torch's checks."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,21 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import opcheck
 
 from pared.errors import ConfigError
-from pared.native import disabled, library
 from pared.ops import Pattern, sparse_linear
-
-PATHS = [pytest.param("native", marks=pytest.mark.skipif(library() is None, reason="not built")), "torch"]
-
-
-@pytest.fixture(params=PATHS, scope="module")
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "native":
-        yield "native"
-        return
-    with disabled():
-        yield "torch"
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -106,7 +94,7 @@ def test_the_operators_keep_the_contract_of_torch(dtype: torch.dtype) -> None:
         (ops.csr_dots, (dy, x)),
         (ops.csr_backward, (dy, x, values)),
     ):
-        torch.library.opcheck(op, (*arguments, *operands), test_utils=tests)
+        opcheck(op, (*arguments, *operands), test_utils=tests)
 
 
 @pytest.mark.usefixtures("path")

@@ -1,19 +1,16 @@
 """Sensitivity-driven regularisation: weights decay that the loss does not feel, and small ones die."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from pared.errors import ConfigError
 from pared.methods.gradual import GradualMagnitude
 from pared.methods.weight_session import WeightSession
 from pared.methods.weights import Scope, within
-from pared.surgery import Example
 
 #: How often the interval that the threshold lies in is halved.
 HALVINGS = 10
@@ -26,7 +23,7 @@ class SDR(GradualMagnitude):
     Args:
         strength: lambda, >= 0.
         tolerance: how much a loss on rows held out may rise at a cut, as a share of it, >= 0; the cut is then the largest
-            that keeps within it, up to `sparsity`. None for the cuts of `GradualMagnitude`.
+            that keeps within it, up to `sparsity`, and `bind` needs a `loss`. None for the cuts of `GradualMagnitude`.
 
     Source: Tartaglione et al. (2018), Learning sparse neural networks via sensitivity-driven regularization, with the
     sensitivity to the loss and the search for the threshold of their LOBSTER (2022). Deviations: decay runs from the first
@@ -46,32 +43,10 @@ class SDR(GradualMagnitude):
         if self.tolerance is not None and not 0.0 <= self.tolerance < math.inf:
             raise ConfigError(f"tolerance must be at least 0 and finite, or None; got {self.tolerance}")
 
-    def bind(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        example: Example = (),
-        *,
-        total_steps: int | None = None,
-        steps_per_epoch: int | None = None,
-        generator: torch.Generator | None = None,
-        loss: Callable[[], float | Tensor] | None = None,
-    ) -> WeightSession:
-        """Bind as `WeightMethod.bind` does.
-
-        `loss` computes the loss of `model` on rows held out, a number; `tolerance` needs it. It is called with the network
-        in evaluation mode and without gradients, about a dozen times a cut, in every process of a
-        `DistributedDataParallel`, whose mean counts. A copy of the session goes on asking the same function.
-
-        Raises:
-            ConfigError: there is a tolerance and no loss.
-        """
-        if self.tolerance is not None and loss is None:
-            raise ConfigError(f"tolerance={self.tolerance} needs bind(..., loss=...), the loss on rows held out")
-        times = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
-        session = super().bind(model, optimizer, example, **times, generator=generator)
-        session.loss = loss
-        return session
+    @property
+    def needs_loss(self) -> bool:
+        """Whether it asks for a loss on rows held out, about a dozen times a cut."""
+        return self.tolerance is not None
 
     @torch.no_grad()
     def press(self, session: WeightSession) -> None:

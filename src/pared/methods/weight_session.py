@@ -52,12 +52,13 @@ class WeightSession(Session):
         *,
         total_steps: int | None,
         seed: int,
+        loss: Callable[[], float | Tensor] | None = None,
     ) -> None:
         super().__init__(model, optimizer, total_steps)
         self.method, self.connections = method, dict(connections)
         self.memory: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(seed)
-        self.loss: Callable[[], float | Tensor] | None = None
+        self.loss = loss
         self.events: list[Rewired] = []
         self.on_event: Callable[[Rewired], None] = _ignore
         for name, one in self.connections.items():
@@ -148,7 +149,7 @@ class WeightSession(Session):
         shape = connections.weight.shape
         self._carry(name, connections.change(drop, grow, values), shape)
         self._tell(name, grow)
-        self._mask_copies(name)
+        self._mirror(name)
         if len(drop) or len(grow):
             self.events.append(Rewired(self.steps, name, len(drop), len(grow), connections.count))
             self.on_event(self.events[-1])
@@ -203,14 +204,9 @@ class WeightSession(Session):
             fresh.view(-1)[grow] = True
             self.optimizer.connections_changed(connections.weight, connections.mask, fresh)
 
-    @torch.no_grad()
-    def _mask_copies(self, name: str) -> None:
-        connections = self.connections[name]
+    def _mirror(self, name: str) -> None:
         for averaged in self.averaged:
-            if isinstance(connections, Masked):
-                averaged.get_parameter(name).masked_fill_(~connections.mask, 0.0)
-            elif isinstance(connections, Compressed):
-                connections.mirror(averaged, name.rpartition(".")[0])
+            self.connections[name].mirror(averaged, name)
 
     def follow(self, averaged: nn.Module) -> None:
         """Let all that dies later also die in `averaged`, a copy of the bound model or an `AveragedModel` of it.
@@ -286,7 +282,7 @@ class WeightSession(Session):
             connections.forget_gradient()
             if isinstance(connections, Masked):
                 connections.mask.copy_(state["masks"][name])
-            self._mask_copies(name)
+            self._mirror(name)
         device = next(self.net.parameters()).device
         self.memory = {name: tensor.to(device, copy=True) for name, tensor in state["memory"].items()}
         self.generator.set_state(state["generator"])

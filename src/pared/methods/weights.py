@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -72,6 +72,11 @@ class WeightMethod(Method):
         return False
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether it asks for a loss on rows held out."""
+        return False
+
+    @property
     def start(self) -> float:
         """The sparsity that training starts with."""
         return self.sparsity
@@ -85,6 +90,7 @@ class WeightMethod(Method):
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
         generator: torch.Generator | None = None,
+        loss: Callable[[], float | Tensor] | None = None,
     ) -> WeightSession:
         """Set the weights that are dead at the start to 0, and return the session; see `Method.bind`.
 
@@ -95,12 +101,18 @@ class WeightMethod(Method):
         Which ones is drawn at random, the same in all processes of a `DistributedDataParallel`. Nothing is put into the
         network, and its forward pass is not looked at: `example` and `steps_per_epoch` are not needed.
 
+        `loss` computes the loss of `model` on rows held out, a number, for methods that ask for it. It is called with the
+        network in evaluation mode and without gradients, in every process of a `DistributedDataParallel`, whose mean counts.
+        A copy of the session goes on asking the same function.
+
         Raises:
-            ConfigError: the optimizer is another network's, no weight can die, or the number of steps is missing.
+            ConfigError: the optimizer is another network's, no weight can die, or the number of steps or a loss is missing.
             SurgeryError: the network is bound already, or the optimizer's step is not each weight's own.
         """
         del example, steps_per_epoch
         check_total(self.timed, total_steps, type(self).__name__)
+        if self.needs_loss and loss is None:
+            raise ConfigError(f"{self} needs bind(..., loss=...), the loss on rows held out")
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
         weights = self._chosen(net, optimizer)
@@ -127,7 +139,7 @@ class WeightMethod(Method):
         seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
         drawn = _draw(masked, spread({n: w.shape for n, w in masked.items()}, self.start, self.distribution), seed)
         connections = {n: drawn[n] if n in drawn else Compressed(layers[id(w)]) for n, w in weights.items()}
-        session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1)
+        session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1, loss=loss)
         for one in drawn.values() if self.rescale else ():
             if not (isinstance(optimizer, SphereOptimizer) and optimizer.holds(one.weight)):
                 _rescale(one)

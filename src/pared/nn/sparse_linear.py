@@ -279,7 +279,9 @@ def dense(model: nn.Module) -> nn.Module:
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, SparseLinear):
-                parent._modules[name] = made.setdefault(id(child), child.to_linear())
+                if id(child) not in made:
+                    made[id(child)] = child.to_linear()
+                parent._modules[name] = made[id(child)]
             elif isinstance(child, BatchMajor):
                 parent._modules[name] = nn.Identity().train(child.training)
     return model

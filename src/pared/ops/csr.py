@@ -13,28 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.library import custom_op
 
 from pared.errors import ConfigError
 from pared.native import csr as native
 from pared.ops import csr_torch
 from pared.ops.pattern import rows_of
 
+#: A pattern, by rows and by columns: what comes last in every function here.
+Both = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
+#: The same in an operator's schema.
+PATTERN = "Tensor crow, Tensor col, Tensor? perm, Tensor crow_t, Tensor col_t, Tensor? perm_t"
 
-def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor | None) -> Tensor:
+
+def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
     """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
-    return (_plain_product if _forward() else _product)(x, values, bias, *pattern)  # pyright: ignore[reportArgumentType]
+    return (_plain_product if _forward() else _product)(x, values, bias, *pattern)
 
 
-def csr_dots(dy: Tensor, x: Tensor, *pattern: Tensor | None) -> Tensor:
+def csr_dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
     """Return <dy[row], x[column]> for each entry, (entries,), for `dy` (rows, batch) and `x` (columns, batch)."""
-    return (_plain_dots if _forward() else _dots)(dy, x, *pattern)  # pyright: ignore[reportArgumentType]
+    return (_plain_dots if _forward() else _dots)(dy, x, *pattern)
 
 
-def csr_backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: Tensor | None) -> tuple[Tensor, Tensor]:
+def csr_backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: *Both) -> tuple[Tensor, Tensor]:
     """Return the transpose of A times `dy`, (columns, batch), and `csr_dots`, (entries,), at once."""
     if _forward():
-        return csr_product(dy, values, None, *_transposed([*pattern])), csr_dots(dy, x, *pattern)
-    return _backward(dy, x, values, *pattern)  # pyright: ignore[reportArgumentType]
+        return csr_product(dy, values, None, *_transposed(pattern)), csr_dots(dy, x, *pattern)
+    return _backward(dy, x, values, *pattern)
 
 
 def _forward() -> bool:
@@ -51,85 +57,62 @@ def _refuse_forward() -> None:
         )
 
 
-def _plain_product(
-    x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, perm: Tensor | None, *_: Tensor | None
-) -> Tensor:
+def _plain_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
+    crow, col, perm, *_ = pattern
     ordered = values if perm is None else values.index_select(0, perm)
     terms = ordered.unsqueeze(1) * x.index_select(0, col)
     out = terms.new_zeros((crow.shape[0] - 1, x.shape[1])).index_add(0, rows_of(crow, col.shape[0]), terms)
     return out if bias is None else out + bias.unsqueeze(1)
 
 
-def _plain_dots(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, perm: Tensor | None, *_: Tensor | None) -> Tensor:
+def _plain_dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
+    crow, col, perm, *_ = pattern
     found = (dy.index_select(0, rows_of(crow, col.shape[0])) * x.index_select(0, col)).sum(1)
     return found if perm is None else torch.zeros_like(found).index_copy(0, perm.long(), found)
 
 
-@torch.library.custom_op("pared::csr_product", mutates_args=())
-def _product(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    perm: Tensor | None,
-    crow_t: Tensor,
-    col_t: Tensor,
-    perm_t: Tensor | None,
-) -> Tensor:
+@custom_op(
+    "pared::csr_product", mutates_args=(), schema=f"(Tensor x, Tensor values, Tensor? bias, {PATTERN}) -> Tensor"
+)
+def _product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
     _refuse_forward()
     kernels = native if native.serves(x) else csr_torch
     offset = None if bias is None else bias.contiguous()
-    return kernels.product(crow, col, perm, values.contiguous(), offset, x.contiguous())
+    return kernels.product(*pattern[:3], values.contiguous(), offset, x.contiguous())
 
 
-@torch.library.custom_op("pared::csr_dots", mutates_args=())
-def _dots(
-    dy: Tensor,
-    x: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    perm: Tensor | None,
-    crow_t: Tensor,
-    col_t: Tensor,
-    perm_t: Tensor | None,
-) -> Tensor:
+@custom_op("pared::csr_dots", mutates_args=(), schema=f"(Tensor dy, Tensor x, {PATTERN}) -> Tensor")
+def _dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
     _refuse_forward()
     kernels = native if native.serves(x) else csr_torch
-    return kernels.dots(crow, col, perm, dy.contiguous(), x.contiguous())
+    return kernels.dots(*pattern[:3], dy.contiguous(), x.contiguous())
 
 
-@torch.library.custom_op("pared::csr_backward", mutates_args=())
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    perm: Tensor | None,
-    crow_t: Tensor,
-    col_t: Tensor,
-    perm_t: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+@custom_op(
+    "pared::csr_backward",
+    mutates_args=(),
+    schema=f"(Tensor dy, Tensor x, Tensor values, {PATTERN}) -> (Tensor, Tensor)",
+)
+def _backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: *Both) -> tuple[Tensor, Tensor]:
     _refuse_forward()
     dy, x, values = dy.contiguous(), x.contiguous(), values.contiguous()
     if native.serves(x):
-        return native.backward(crow_t, col_t, perm_t, values, x, dy)
-    return csr_torch.product(crow_t, col_t, perm_t, values, None, dy), csr_torch.dots(crow, col, perm, dy, x)
+        return native.backward(*pattern[3:], values, x, dy)
+    return csr_torch.product(*pattern[3:], values, None, dy), csr_torch.dots(*pattern[:3], dy, x)
 
 
 @_product.register_fake
-def _(x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *rest: Tensor | None) -> Tensor:
-    return x.new_empty((crow.shape[0] - 1, x.shape[1]))
+def _(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
+    return x.new_empty((pattern[0].shape[0] - 1, x.shape[1]))
 
 
 @_dots.register_fake
-def _(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, *rest: Tensor | None) -> Tensor:
-    return x.new_empty((col.shape[0],))
+def _(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
+    return x.new_empty((pattern[1].shape[0],))
 
 
 @_backward.register_fake
-def _(dy: Tensor, x: Tensor, values: Tensor, *pattern: Tensor | None) -> tuple[Tensor, Tensor]:
+def _(dy: Tensor, x: Tensor, values: Tensor, *pattern: *Both) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(values)
 
 
@@ -177,8 +160,8 @@ def _backward_backward(ctx: Any, gx: Tensor, gvalues: Tensor) -> tuple[Tensor | 
     )
 
 
-def _transposed(pattern: list[Tensor | None]) -> list[Any]:
-    return [*pattern[3:], *pattern[:3]]
+def _transposed(pattern: Any) -> Any:
+    return (*pattern[3:], *pattern[:3])
 
 
 _product.register_autograd(_product_backward, setup_context=_save_product)

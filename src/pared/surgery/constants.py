@@ -274,7 +274,10 @@ def _call(step: Step, args: Mapping[str, Any]) -> Tensor | None:
     positional = [given.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in given]
     try:
         result = target(*positional, **given)
-    except (RuntimeError, NotImplementedError):
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ):  # not every operator has a kernel for float64; what it gives is unknown then
         return None
     return result.double()
 

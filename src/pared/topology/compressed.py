@@ -170,7 +170,7 @@ class Compressed:
 
     @torch.no_grad()
     def mirror(self, model: nn.Module, name: str) -> None:
-        """Let the layer called `name` of an averaged copy have the same connections; new ones are 0 there."""
-        layer = model.get_submodule(name)
+        """Let the weight called `name` of an averaged copy have the same connections; new ones are 0 there."""
+        layer = model.get_submodule(name.rpartition(".")[0])
         assert isinstance(layer, SparseLinear)
         layer.repattern(self.layer.pattern)

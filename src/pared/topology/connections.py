@@ -87,6 +87,10 @@ class Connections(Protocol):
         """Let living entries `drop` die, and then dead entries `grow` live with these values."""
         ...
 
+    def mirror(self, model: nn.Module, name: str) -> None:
+        """Let the weight called `name` of an averaged copy have the same connections; new ones are 0 there."""
+        ...
+
 
 class Masked:
     """Connections kept in a dense weight, with exact zeros where none is, and a mask beside it."""
@@ -190,6 +194,11 @@ class Masked:
         values = torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
         self.weight[self.places(grow)] = values
         return self._carry(torch.cat([drop, grow]))
+
+    @torch.no_grad()
+    def mirror(self, model: nn.Module, name: str) -> None:
+        """Let the weight called `name` of an averaged copy be 0 where this one is dead."""
+        model.get_parameter(name).masked_fill_(~self.mask, 0.0)
 
     def _carry(self, index: Tensor) -> Carry:
         places = self.places(index)

@@ -11,7 +11,6 @@ help:
 	@echo "make test       install, lint, types, tests"
 	@echo "make test-slow  the slow tests too"
 	@echo "make bench      the benchmarks, as ratios against rivals"
-	@echo "make sanitize   the compiled kernels under the address and undefined-behaviour sanitizers"
 	@echo "make sanitize   the C++ kernels under address and undefined-behaviour sanitizers"
 	@echo "make picture    redraw the README's picture from demo-run/"
 

@@ -41,6 +41,8 @@ MORE: dict[str, Callable[[float, int], WeightMethod]] = {
     "gradual": lambda s, total: GradualMagnitude(s, every=often(total, 60), begin=0.2, end=0.8),
 }
 METHODS = PAPER | MORE
+#: Runs that were asked for: the name of each, and what it is done by.
+Runs = Iterable[tuple[str, Callable[[], dict[str, Any]]]]
 
 
 def often(total: int, times: int) -> int:
@@ -88,27 +90,39 @@ def told(values: Iterable[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {error:.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
-def arguments(doc: str | None, out: str) -> argparse.ArgumentParser:
+def arguments(doc: str | None, out: str, *, seeds: str = "0") -> argparse.ArgumentParser:
     """Return a parser of what all scripts take."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("PARED_DATA"))
     parser.add_argument("--out", type=Path, default=Path("results/lp_sphere") / out)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=math.inf, help="minutes after which no further run begins")
+    parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--only", choices=["table"])
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser, *, data: bool = True) -> argparse.Namespace:
-    """Parse, and set torch's threads."""
+def reproduce(
+    parser: argparse.ArgumentParser,
+    runs: Callable[[argparse.Namespace], Runs],
+    table: Callable[[argparse.Namespace], None],
+    instead: Callable[[argparse.Namespace], bool] | None = None,
+) -> int:
+    """Run what is missing and print the table, unless `instead` says that it did something else."""
     options = parser.parse_args()
-    if data and options.data is None and getattr(options, "only", None) != "table":
-        parser.error("say where the data is with --data DIR or PARED_DATA")
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    return options
+    if instead is not None and instead(options):
+        return 0
+    if options.only != "table":
+        if options.data is None:
+            parser.error("say where the data is with --data DIR or PARED_DATA")
+        run_missing(runs(options), options)
+    table(options)
+    return 0
 
 
-def run_missing(runs: Iterable[tuple[str, Callable[[], dict[str, Any]]]], options: argparse.Namespace) -> None:
+def run_missing(runs: Runs, options: argparse.Namespace) -> None:
     """Run what has no file yet, by name, each into a JSON file of its own, until the budget is spent."""
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

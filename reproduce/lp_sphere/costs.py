@@ -30,13 +30,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import METHODS, accuracy, arguments, parsed, read_images, results, run_missing
+from bench import METHODS, Runs, accuracy, arguments, read_images, reproduce, results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -224,19 +223,22 @@ def measure_memory(method: str, repeat: int, options: argparse.Namespace) -> dic
     return {"part": "memory", "net": options.net, "method": method, "repeat": repeat, "grown": grown}
 
 
-def measured(method: str, net: str) -> None:
-    """Print by how many bytes this process grows at most while it builds a network and takes 20 steps."""
+def measured(options: argparse.Namespace) -> bool:
+    """Print by how many bytes this process grows at most while it takes 20 steps with --measure; return whether it did."""
+    if options.measure is None:
+        return False
     x, y = torch.randn(4 * BATCH, 1, 28, 28), torch.randint(10, (4 * BATCH,))
     warm = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
     optimizer = torch.optim.SGD(warm.parameters(), 0.1, momentum=0.9, nesterov=True)
     F.cross_entropy(warm(x[:BATCH]), y[:BATCH]).backward()
     optimizer.step()
     before = peak()
-    trainer = Trainer(method, net, 20, 0)
+    trainer = Trainer(options.measure, options.net, 20, 0)
     for turn in range(20):
         rows = slice(turn % 4 * BATCH, (turn % 4 + 1) * BATCH)
         trainer.step(x[rows], y[rows])
     print(peak() - before)
+    return True
 
 
 def peak() -> int:
@@ -251,7 +253,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def runs(options: argparse.Namespace) -> Runs:
     """Return what was asked for, by name."""
     methods, parts = options.methods.split(","), options.parts.split(",")
     for seed in map(int, options.seeds.split(",")) if "flops" in parts else ():
@@ -352,20 +354,11 @@ def main() -> int:
     parser.add_argument("--net", default="mlp", choices=list(NETS))
     parser.add_argument("--methods", default=",".join(["dense", *METHODS]))
     parser.add_argument("--parts", default="flops,memory,time")
-    parser.add_argument("--seeds", default="0")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=100, help="steps of each method that are timed")
-    parser.add_argument("--only", choices=["table"])
     parser.add_argument("--measure", help=argparse.SUPPRESS)
-    options = parsed(parser, data="--measure" not in sys.argv)
-    if options.measure is not None:
-        measured(options.measure, options.net)
-        return 0
-    if options.only != "table":
-        run_missing(runs(options), options)
-    table(options)
-    return 0
+    return reproduce(parser, runs, table, measured)
 
 
 if __name__ == "__main__":

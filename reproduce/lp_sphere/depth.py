@@ -19,14 +19,13 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import accuracy, arguments, parsed, read_images, results, run_missing, told
+from bench import Runs, accuracy, arguments, read_images, reproduce, results, told
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,7 +121,7 @@ def name_of(depth: int, activation: str, draw: str, method: str, rate: float, se
     return f"{depth}-{activation}-{draw}-{method}-{rate:g}-{seed}"
 
 
-def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def runs(options: argparse.Namespace) -> Runs:
     """Return all rates with the first seed, then the chosen one with the others, by name."""
     split = [part.split(",") for part in (options.depths, options.activations, options.draws, options.methods)]
     first, *others = map(int, options.seeds.split(","))
@@ -206,20 +205,14 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "depth")
+    parser = arguments(__doc__, "depth", seeds="0,1,2")
     parser.add_argument("--depths", default="8,16,32")
     parser.add_argument("--activations", default="relu,sigmoid", help=", ".join(ACTIVATIONS))
     parser.add_argument("--draws", default="torch,he")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--only", choices=["table"])
-    options = parsed(parser)
-    if options.only != "table":
-        run_missing(runs(options), options)
-    table(options)
-    return 0
+    return reproduce(parser, runs, table)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ import csv
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import accuracy, arguments, parsed, results, run_missing
+from bench import Runs, accuracy, arguments, reproduce, results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,7 +107,7 @@ def run(name: str, p: float, form: str, seed: int, options: argparse.Namespace) 
     }
 
 
-def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def runs(options: argparse.Namespace) -> Runs:
     """Return what was asked for, by name."""
     for seed in map(int, options.seeds.split(",")):
         for form in options.forms.split(","):
@@ -203,17 +202,11 @@ def main() -> int:
     parser.add_argument("--set", default="fashion-mnist", choices=list(SETS))
     parser.add_argument("--p", default=EXPONENTS)
     parser.add_argument("--forms", default="momentum")
-    parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, help="4 on MNIST and 12 on Fashion-MNIST if left out")
     parser.add_argument("--bias-rate", type=float, default=RATE, help="of biases and norms")
     parser.add_argument("--rows", type=int, default=60_000)
     parser.add_argument("--points", type=Path, help="the paper's points of figure 6 as CSV: layer, dim, kind, p, H")
-    parser.add_argument("--only", choices=["table"])
-    options = parsed(parser)
-    if options.only != "table":
-        run_missing(runs(options), options)
-    table(options)
-    return 0
+    return reproduce(parser, runs, table)
 
 
 if __name__ == "__main__":

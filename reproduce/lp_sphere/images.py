@@ -16,13 +16,12 @@ Accuracy is that of the last epoch; nothing is chosen on test images. Each run l
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench import METHODS, PAPER, SPARSITIES, accuracy, arguments, parsed, read_images, results, run_missing, told
+from bench import METHODS, PAPER, SPARSITIES, Runs, accuracy, arguments, read_images, reproduce, results, told
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -124,10 +123,10 @@ def run(method: str, sparsity: float, k: int, seed: int, options: argparse.Names
     }
 
 
-def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def runs(options: argparse.Namespace) -> Runs:
     """Return what was asked for, by name."""
     for seed in map(int, options.seeds.split(",")):
-        for k in map(int, options.k.split(",")):
+        for k in map(int, (options.k or str(SETS[options.set][1])).split(",")):
             for method in options.methods.split(","):
                 for sparsity in map(float, options.sparsities.split(",")) if method != "dense" else (0.0,):
                     p = f"-p{options.p:g}" if options.p is not None and method == "LpSS" else ""
@@ -177,17 +176,10 @@ def main() -> int:
     parser.add_argument("--sparsities", default=",".join(map(str, SPARSITIES)))
     parser.add_argument("--k", help="widths; the paper's if left out")
     parser.add_argument("--p", type=float, help="one exponent for LpSS instead of those of the paper's code")
-    parser.add_argument("--seeds", default="0")
     parser.add_argument("--epochs", type=int, help="the paper's 40, 50 or 250 if left out")
     parser.add_argument("--rows", type=int, help="train on that many images only")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", choices=["table"])
-    options = parsed(parser)
-    options.k = options.k or str(SETS[options.set][1])
-    if options.only != "table":
-        run_missing(runs(options), options)
-    table(options)
-    return 0
+    return reproduce(parser, runs, table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ what the paper's rows at the majority's share look like. Each run lands as one J
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from bench import METHODS, PAPER, SPARSITIES, arguments, parsed, results, run_missing, told
+from bench import METHODS, PAPER, SPARSITIES, Runs, arguments, reproduce, results, told
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -198,7 +198,7 @@ def share(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return 100.0 * float((model(x).argmax(1) == y).double().mean())
 
 
-def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def runs(options: argparse.Namespace) -> Runs:
     """Return what was asked for, by name."""
     for name in options.sets.split(","):
         for seed in map(int, options.seeds.split(",")):
@@ -236,18 +236,12 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "tables")
+    parser = arguments(__doc__, "tables", seeds="0,1,2")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", default=",".join(["dense", *PAPER]))
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, help="the paper's 20 or 40 if left out")
     parser.add_argument("--draw", choices=["live", "torch"], default="live", help="how weights are drawn at the start")
-    parser.add_argument("--only", choices=["table"])
-    options = parsed(parser)
-    if options.only != "table":
-        run_missing(runs(options), options)
-    table(options)
-    return 0
+    return reproduce(parser, runs, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Layers that carry structure."""
 
 from pared.nn.batch_major import BatchMajor
+from pared.nn.gate import Gate
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.select import Select
@@ -10,6 +11,7 @@ from pared.nn.zero import Zero
 
 __all__ = [
     "BatchMajor",
+    "Gate",
     "HardConcrete",
     "KernelSwitch",
     "Select",

@@ -90,6 +90,17 @@ def _repeat_interleave(constants: Constants, step: Step) -> Known | None:
     return _each(known, lambda t: t.repeat_interleave(counts, dim=step.get("dim") or 0))
 
 
+@handler("masked_fill")
+def _masked_fill(constants: Constants, step: Step) -> Known | None:
+    known, where, value = constants.of(step["self"]), constants.of(step["mask"]), step["value"]
+    if where is None or isinstance(value, Value):
+        return None
+    filled = where.mask & where.values.bool()
+    if known is None:
+        return Known(torch.full_like(filled, value, dtype=torch.float64), filled)
+    return Known(known.values.masked_fill(filled, value), (known.mask & where.mask) | filled)
+
+
 @handler("cat", "concat", "concatenate")
 def _cat(constants: Constants, step: Step) -> Known | None:
     axis = step["dim"] % len(step.out.dims)

@@ -232,6 +232,8 @@ def _pointwise(constants: Constants, step: Step) -> Known | None:
     operands = {key: constants.of(value) for key, value in step.args.items() if isinstance(value, Value)}
     if step.op in ("mul", "__and__") and any(known is None for known in operands.values()):
         return _zero_times(list(operands.values()))
+    if step.op == "div" and operands.get("other", Known(ZERO.values, ZERO.mask)) is None:
+        return _zero_times([operands["self"]])
     if any(known is None for known in operands.values()) or any(isinstance(v, list) for v in step.args.values()):
         return None
     args = {key: known.values for key, known in operands.items() if known is not None}

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pared.errors import SurgeryError
-from pared.nn import Switch
+from pared.nn import Gate, Switch
 from pared.surgery import image_rules as _image_rules  # noqa: F401  (registers its rules)
 from pared.surgery import layer_rules as _layer_rules  # noqa: F401
 from pared.surgery.axes import Dim, find, freeze, leaves, unify
@@ -192,6 +192,10 @@ class Builder:
         value = getattr(self.model.get_submodule(step.layer), name, None)
         if isinstance(value, int) and value == dim.size:
             self.attributes.append(Attribute(step.layer, name, dim))
+
+    def shares(self, step: Step) -> bool:
+        """Tell whether the step is a gate's own: what is killed there leaves all sums as they are."""
+        return isinstance(self.model.get_submodule(step.layer), Gate)
 
     def consume(self, step: Step, operand: Value, axis: int, weight: Any = None, weight_axis: int = 1) -> None:
         """Note a sum over `axis` of `operand`."""

@@ -53,7 +53,7 @@ def _reduce(tracer: Tracer, step: Step) -> Dims | list[Dims]:
         return broadcast([value.dims for value in step.values()], step.shapes)
     places = step.get("dim")
     over = {place % len(dims) for place in many(places)} if places not in (None, []) else set(range(len(dims)))
-    for place in over:
+    for place in () if tracer.shares(step) else over:
         freeze(dims[place], f"{step.where()} takes the {step.op} over it")
     keep = bool(step.get("keepdim", False))
     out = tuple(Dim(1) if place in over else dim for place, dim in enumerate(dims) if keep or place not in over)

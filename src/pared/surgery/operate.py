@@ -39,7 +39,7 @@ _PLAIN = ("linear", "conv", "batchnorm", "instancenorm", "activation", "dropout"
 
 def _plain(model: nn.Module) -> bool:
     """Whether no code but torch's and ours runs, so that there is nothing to prove."""
-    known = {"torch.nn.modules.container", "pared.nn.switch", "pared.nn.select"}
+    known = {"torch.nn.modules.container", "pared.nn.gate", "pared.nn.switch", "pared.nn.select"}
     known |= {f"torch.nn.modules.{name}" for name in _PLAIN}
     return all(
         type(module).__module__ in known

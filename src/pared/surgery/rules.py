@@ -20,6 +20,10 @@ class Tracer(Protocol):
     def attribute(self, step: Step, name: str, dim: Dim) -> None:
         """Let the integer attribute `name` of the step's module follow the size of `dim`, if it has it now."""
 
+    def shares(self, step: Step) -> bool:
+        """Tell whether the step is a gate's own: what is killed there leaves all sums as they are."""
+        ...
+
     def consume(self, step: Step, operand: Value, axis: int, weight: Any = None, weight_axis: int = 1) -> None:
         """Say that the step sums over `axis` of `operand`, times entries of `weight` along `weight_axis`."""
 

@@ -1,0 +1,135 @@
+"""The gate: components compete for shares, and those that fall behind get exactly none."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import ConfigError
+from pared.nn.switch import Switch
+from pared.ops.competition import p_norm, thresholded
+
+#: What gradient a share of 0 passes on to what it was made of: none, as relu, or some, by which it can come back.
+DeadGrad = Literal["none", "elu", "leaky"]
+#: How strengths are made positive.
+Positive = Literal["sigmoid", "exp"]
+
+
+class Gate(Switch):
+    """Multiply components by shares a that add up to 1, of which some become exactly 0.
+
+    Shapes: (..., channels, ...) -> the same, channels on axis `dim`; component j covers `sizes[j]` neighbouring ones, or one.
+    Parameters are `theta` (n,), the paper's alpha, and `beta` (); `rest` () is what components that were killed still add to
+    the threshold, so that the others keep their shares.
+
+        gamma = sigmoid(alpha),  raw = max(gamma - sigmoid(beta) · (sum of gamma + rest), 0),  a = raw / sum of raw
+
+    Args:
+        n: how many components compete, >= 1; one alone has the share 1 for ever, unless `null`.
+        dim: the axis of the channels.
+        sizes: channels per component, each >= 1; one each when None.
+        null: divide by the share of no component too, sum of min(gamma, threshold) + rest: all components may die then.
+        positive: "sigmoid", or "exp" in its place.
+        dead_grad: what reaches the alpha of a share of 0: "none" as in the paper, "leaky" `slope`, "elu" `slope` · e^x.
+        slope: above 0, for the latter two.
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    Source: differentiable sparsification (arXiv 1910.03201), equations 2 to 4, with its initial values: a = 1 / n each.
+    Deviation: the threshold stays below the largest gamma, as with all components at 0 there would be no share to give.
+    """
+
+    beta: nn.Parameter
+    rest: Tensor
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        dim: int = -1,
+        sizes: Sequence[int] | None = None,
+        null: bool = False,
+        positive: Positive = "sigmoid",
+        dead_grad: DeadGrad = "none",
+        slope: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if sizes is not None and len(sizes) != n:
+            raise ConfigError(f"expected a size for each of the {n} components, got {len(sizes)}")
+        if positive not in get_args(Positive) or dead_grad not in get_args(DeadGrad):
+            raise ConfigError(
+                f"positive must be one of {', '.join(get_args(Positive))} and dead_grad one of "
+                f"{', '.join(get_args(DeadGrad))}; got {positive!r} and {dead_grad!r}"
+            )
+        if not 0.0 < slope < math.inf:
+            raise ConfigError(f"slope must be above 0 and finite, got {slope}")
+        super().__init__(n if sizes is None else sum(sizes), dim=dim, sizes=sizes, device=device, dtype=dtype)
+        self.null, self.positive, self.dead_grad, self.slope = null, positive, dead_grad, slope
+        self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Give all components, and the threshold, equal chances; nothing is drawn."""
+        del generator
+        self.theta.zero_()
+        self.alive.fill_(True)
+        if "beta" in self._parameters:  # not while the base class is being made
+            n = len(self.theta)
+            self.beta.fill_(-math.log(n * n + n - 1))
+            self.rest.zero_()
+
+    def gamma(self) -> Tensor:
+        """Return how strong each component is, (n,): above 0, but 0 where it was killed."""
+        gamma = self.theta.sigmoid() if self.positive == "sigmoid" else self.theta.exp()
+        return gamma.masked_fill(self.alive.logical_not(), 0.0)
+
+    def shares(self) -> Tensor:
+        """Return a, (n,), each in [0, 1]; their sum is 1, or less with `null`."""
+        gamma = self.gamma()
+        # Quotients where products would do: the one product here is that with the input, which folding looks for.
+        threshold = (gamma.sum() + self.rest) / (1.0 + (-self.beta).exp())
+        if not self.null:
+            threshold = torch.minimum(threshold, gamma.max() / (1.0 + GUARD))
+        raw = thresholded(
+            gamma - threshold, 0.0 if self.dead_grad == "none" else self.slope, smooth=self.dead_grad == "elu"
+        )
+        raw = raw.masked_fill(self.alive.logical_not(), 0.0)
+        total = raw.sum()
+        if self.null:
+            total = total + torch.minimum(gamma, threshold).sum() + self.rest
+        return raw / total
+
+    def factors(self) -> Tensor:
+        """Return the share of each channel, (channels,)."""
+        shares = self.shares()
+        return shares if self.sizes is None else shares.repeat_interleave(self.sizes, output_size=self.channels)
+
+    def penalty(self, p: float = 0.5) -> Tensor:
+        """Return the p-norm of the shares, a scalar in [1, n^(1/p - 1)]; with `null` from 0."""
+        return p_norm(self.shares(), p)
+
+    @torch.no_grad()
+    def kill(self, dead: Tensor) -> None:
+        """Let the components `dead`, boolean (n,), never come back; no share changes if theirs are 0."""
+        dead = dead & self.alive
+        self.rest += self.gamma()[dead].sum()
+        self.alive &= ~dead
+
+    def silence(self) -> None:
+        """Do nothing: dead components are out of all sums."""
+
+    def extra_repr(self) -> str:
+        """Say how many components there are, and what differs from the paper."""
+        told = f"{len(self.theta)}" + ("" if self.sizes is None else f", channels={self.channels}, dim={self.dim}")
+        told += ", null=True" if self.null else ""
+        return told + ("" if self.dead_grad == "none" else f", dead_grad={self.dead_grad!r}")
+
+
+#: By what share the largest gamma stays above the threshold.
+GUARD = 1e-3

@@ -1,0 +1,74 @@
+"""Modules whose results compete: each is multiplied by its share of a gate."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import ConfigError
+from pared.nn.gate import Gate
+
+
+class Gated(nn.Module):
+    """Multiply what `layer` gives by the share of component `place` of `gate`, which others hold too.
+
+    Shapes: those of `layer`. Attributes of the layer (`weight`, `out_channels`) can be read through it.
+    """
+
+    layer: nn.Module
+    gate: Gate
+
+    def __init__(self, layer: nn.Module, gate: Gate, place: int) -> None:
+        super().__init__()
+        self.layer, self.gate, self.place = layer, gate, place
+        self.training = layer.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Scale what `layer` makes of its arguments."""
+        return self.layer(*args, **kwargs) * self.gate.shares()[self.place]
+
+    def extra_repr(self) -> str:
+        """Say which component it is."""
+        return f"place={self.place}"
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules or "layer" not in modules:
+            return super().__getattr__(name)
+        return getattr(modules["layer"], name)
+
+
+class Competition(nn.Module):
+    """Return sum_i a_i f_i(x): branches that take the same input, and compete for shares a of one gate.
+
+    Shapes: those of the branches, which all give the same. Each branch stands in `branches` as a `Gated`.
+
+    Weights can make up for a small share, so that the largest may go to a branch that is no use. Let nothing learn the size
+    of what branches give: `norm` makes a module that is put behind each, a batch norm without weights of its own, say.
+
+    Args:
+        modules: the branches, at least one.
+        norm: makes what stands behind each branch; nothing does when None.
+        options: of the `Gate`.
+
+    Raises:
+        ConfigError: there is no branch.
+
+    Source: differentiable sparsification (arXiv 1910.03201), equation 1.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], *, norm: Callable[[], nn.Module] | None = None, **options: Any) -> None:
+        super().__init__()
+        members = list(modules)
+        if not members:
+            raise ConfigError("a competition needs at least one branch, got none")
+        like = next((p for member in members for p in member.parameters()), torch.empty(0))
+        gate = Gate(len(members), device=like.device, dtype=like.dtype, **options)
+        members = [member if norm is None else nn.Sequential(member, norm()) for member in members]
+        self.branches = nn.ModuleList(Gated(member, gate, place) for place, member in enumerate(members))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the sum of what the branches give."""
+        first, *others = (branch(*args, **kwargs) for branch in self.branches)
+        return sum(others, start=first)

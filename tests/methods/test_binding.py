@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers import OPTIMIZERS, network, task
 from pared.errors import ConfigError, SurgeryError
-from pared.methods import L0, UNIT_METHODS, GroupLasso, Prune, Shrink, Slimming, UnitMethod
+from pared.methods import L0, UNIT_METHODS, Gates, GroupLasso, Prune, Shrink, Slimming, UnitMethod
 from pared.nn import Switch
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.Tanh, nn.GELU)
@@ -53,6 +53,7 @@ EVERY: dict[str, UnitMethod] = {
     "slimming": Slimming(params=1),
     "prune": Prune(params=1, score="taylor"),
     "l0": L0(0.1),
+    "gates": Gates(0.1),
 }
 
 

@@ -17,6 +17,8 @@ from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import (
     L0,
     UNIT_METHODS,
+    Channels,
+    Gates,
     Geometric,
     GroupLasso,
     Prune,
@@ -29,9 +31,16 @@ from pared.methods import (
     UnitMethod,
     UnitSession,
 )
-from pared.models import vgg
+from pared.models import mlp, resnet, vgg
+from pared.nn import Competition, Gated, Switch
 from pared.train.checkpoint import load_state, save_state
 
+#: The residual branches of a network, in one group for each stage, and channels of a layer in segments.
+BLOCKS = {
+    "stage 1": ["3.norm2", "4.norm2", "5.norm2"],
+    "stage 2": ["6.norm2", "7.norm2"],
+    "channels": Channels("5.norm1", (1, 2, 1)),
+}
 #: Every method with settings under which something dies within a few epochs of `task`.
 CASES: dict[str, Any] = {
     "shrink": Shrink(strength=0.02, init="uniform"),
@@ -52,6 +61,10 @@ CASES: dict[str, Any] = {
     "prune and begin again": Prune(params=200, at=(0.25,), rewind=0.0),
     "l0": L0(strength=0.05, open=0.3, lr_scale=5.0, every=4),
     "l0 convolutions": L0(strength=0.1, open=0.3, lr_scale=5.0, cost="parameters"),
+    "gates": Gates(strength=0.05, lr_scale=10.0, every=4),
+    "gates on convolutions": Gates(strength=0.1, lr_scale=10.0, cost="macs"),
+    "gates on blocks": Gates(0.3, BLOCKS, lr_scale=10.0, every=4, cost="parameters", scaled=True),
+    "gates of branches": Gates(strength=0.3, lr_scale=10.0, every=4, null=True, dead_grad="elu"),
 }
 #: Cases on a network of convolutions, and on one whose norms stand before every activation.
 CONVOLUTIONS = {
@@ -61,8 +74,12 @@ CONVOLUTIONS = {
     "shrink convolutions slowly",
     "group lasso, columns",
     "l0 convolutions",
+    "gates on convolutions",
 }
 NORMED = {"slimming"}
+RESIDUAL = {"gates on blocks"}
+#: Where classes are of ours that a realised network may be made of: its own, and what stands for a dead branch.
+PLAIN = {"pared.models.resnet", "pared.nn.zero", "pared.nn.scale", "pared.nn.gated"}
 BATCH, STEPS = 32, 8
 
 
@@ -71,12 +88,18 @@ def case(method: Any) -> str:
 
 
 def data(method: Any) -> tuple[Tensor, Tensor]:
-    return images() if case(method) in CONVOLUTIONS | NORMED else task()
+    return images() if case(method) in CONVOLUTIONS | NORMED | RESIDUAL else task()
 
 
 def net(method: Any, seed: int) -> nn.Module:
     if case(method) in CONVOLUTIONS:
         return branched(seed)
+    if case(method) in RESIDUAL:
+        return resnet((3, 2), 2, channels=2, width=4, generator=torch.Generator().manual_seed(seed))
+    if case(method) == "gates of branches":
+        generator = torch.Generator().manual_seed(seed)
+        branches = [nn.Sequential(mlp(12, 6, (5,), generator=generator), nn.Tanh()) for _ in range(4)]
+        return nn.Sequential(Competition(branches), mlp(6, 2, (4,), generator=generator))
     if case(method) in NORMED:
         return vgg([6, 0, 8, 0], outputs=2, channels=2, size=6, generator=torch.Generator().manual_seed(seed))
     return network(seed=seed)
@@ -142,7 +165,8 @@ class TestEveryMethod:
         small, x = session.realize(), data(method)[0]
         kept = copy.deepcopy(session.model.state_dict())
         torch.testing.assert_close(small(narrow(x, session)), session.model(x), rtol=1e-4, atol=1e-5)
-        assert all(not type(m).__module__.startswith("pared") for m in small.modules())
+        assert {type(m).__module__ for m in small.modules() if "pared" in type(m).__module__} <= PLAIN
+        assert not any(isinstance(m, Gated | Switch) for m in small.modules())
         for parameter in small.parameters():
             nn.init.zeros_(parameter)
         assert all(torch.equal(kept[key], value) for key, value in session.model.state_dict().items())

@@ -1,6 +1,8 @@
 """A paper assembled from the rooms below: one file each, one table of all of them."""
 
+from pared.methods.components import Channels
 from pared.methods.deep_r import DeepR
+from pared.methods.gates import Gates
 from pared.methods.gradual import GradualMagnitude
 from pared.methods.group_lasso import GroupLasso
 from pared.methods.l0 import L0
@@ -30,6 +32,7 @@ UNIT_METHODS: dict[str, type[UnitMethod]] = {
     "slimming": Slimming,
     "prune": Prune,
     "l0": L0,
+    "gates": Gates,
 }
 WEIGHT_METHODS: dict[str, type[WeightMethod]] = {
     "static": Static,
@@ -54,8 +57,10 @@ __all__ = [
     "SNIP",
     "UNIT_METHODS",
     "WEIGHT_METHODS",
+    "Channels",
     "DeepR",
     "Event",
+    "Gates",
     "Geometric",
     "GradualMagnitude",
     "GroupLasso",

@@ -76,7 +76,8 @@ def check_total(timed: bool, total_steps: int | None, name: str) -> None:
 
 def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale: float = 1.0) -> None:
     """Give switches a group without weight decay, else as the first is; those made with the network leave its group."""
-    thetas = [(f"{name}.theta", switch.theta) for name, switch in switches.items()]
+    own = ((name, switch.named_parameters(recurse=False)) for name, switch in switches.items())
+    thetas = [(f"{name}.{key}", parameter) for name, parameters in own for key, parameter in parameters]
     mine = {id(theta) for _, theta in thetas}
     for group in optimizer.param_groups:
         stays = [id(parameter) not in mine for parameter in group["params"]]

@@ -44,12 +44,13 @@ class Costs:
         if self.cost == "none":
             return dict.fromkeys(slots, 1.0)
         spaces = {name: self.graph.at(slot.tensor, slot.axis) for name, slot in slots.items()}
-        each = {name: self._unit(space) for name, space in spaces.items()}
+        each = {name: self.unit(space) for name, space in spaces.items()}
         units = sum(space.size for space in spaces.values())
         mean = sum(each[name] * space.size for name, space in spaces.items()) / units
         return {name: cost / mean if mean else 1.0 for name, cost in each.items()}
 
-    def _unit(self, space: Space) -> float:
+    def unit(self, space: Space) -> float:
+        """Return what one entry of `space` costs."""
         if self.cost == "parameters":
             held = dict(self.model.named_parameters())
             names = {slot.tensor for slot in space.slots if not slot.tensor.endswith(".theta")}
@@ -57,8 +58,14 @@ class Costs:
         total = 0.0
         for step in _products(self.graph):
             if any(space.dim is leaf for dim in _weight(step).dims for leaf in leaves_of(dim)):
-                total += _macs(step) * (self.rates.get(step.layer, 0.0) if self.cost == "latency" else 1.0)
+                total += self.price(step)
         return total / space.size
+
+    def price(self, step: Step) -> float:
+        """Return what a step costs, 0 where it multiplies by no weight."""
+        if not _is_product(step):
+            return 0.0
+        return _macs(step) * (self.rates.get(step.layer, 0.0) if self.cost == "latency" else 1.0)
 
     def _macs(self) -> dict[str, float]:
         counted: dict[str, float] = {}
@@ -69,7 +76,11 @@ class Costs:
 
 def _products(graph: Graph) -> list[Step]:
     """The steps that multiply by a weight."""
-    return [s for s in graph.program.steps if s.op in ("linear", "addmm") or s.op.startswith("conv")]
+    return [step for step in graph.program.steps if _is_product(step)]
+
+
+def _is_product(step: Step) -> bool:
+    return step.op in ("linear", "addmm") or step.op.startswith("conv")
 
 
 def _weight(step: Step) -> Value:

@@ -55,6 +55,9 @@ class Cuts:
         session.remove()
         self.after(session)
 
+    def settle(self, session: UnitSession) -> None:
+        """Do nothing: what is dead was killed."""
+
     def over(self, session: UnitSession) -> bool:
         """Whether the last cut is done."""
         return session.steps >= self._moments(session)[-1]

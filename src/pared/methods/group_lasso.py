@@ -95,3 +95,6 @@ class _Lasso:
         for name, selector in session.selectors.items():
             norm = self.norms.of(session, name)
             leave_alive(selector, norm > self.threshold, norm)
+
+    def settle(self, session: UnitSession) -> None:
+        """Do nothing: what is dead was killed."""

@@ -1,7 +1,8 @@
 """What a method brings to a session: what can die, what presses on it, and who judges."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,16 +37,44 @@ class Judge(Protocol):
         """Kill, after an optimizer step and before a removal that is due: clear `alive` and silence the selectors."""
         ...
 
+    def settle(self, session: "UnitSession") -> None:
+        """Kill what gives nothing now, before the network is realised, if `judge` would have waited with it."""
+        ...
+
+
+class Components(Protocol):
+    """What dies and is no unit: whole modules, say. They are removed before units are."""
+
+    def remove(self, session: "UnitSession") -> None:
+        """Remove what is dead, from model, optimizer and averaged copies, and let the session's graph be true again."""
+        ...
+
+    def saved(self) -> list[Any]:
+        """Return what was removed, JSON-able, in order."""
+        ...
+
+    def load(self, session: "UnitSession", saved: Sequence[Any]) -> None:
+        """Remove what was `saved` from a session that was freshly bound.
+
+        Raises:
+            RunError: it comes from another network; nothing was changed.
+        """
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The parts of a session. `costs` weigh the pressure, evenly when None; `seed` is for noise, if there is any."""
+    """The parts of a session. `costs` weigh the pressure, evenly when None; `seed` is for noise, if there is any.
+
+    `components` are removed beside units, if there are any.
+    """
 
     selected: Selected
     pressure: Pressure
     judge: Judge
     costs: Costs | None = None
     seed: int = 0
+    components: Components | None = None
 
 
 class NoPressure:

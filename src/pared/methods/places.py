@@ -110,12 +110,9 @@ class Trial:
     @torch.no_grad()
     def refusal(self, silences: Sequence[Silence]) -> str | None:
         """Return why the first units of these, being off, cannot be removed together, if so."""
+        tensors = surgery.tensors(self.twin)
         keep = {item.space: range(1, self.graph.find(item.space).size) for item in silences}
-        entries = [
-            (self.twin.get_parameter(slot.tensor).select(slot.axis, 0), item.value)
-            for item in silences
-            for slot in item.slots
-        ]
+        entries = [(tensors[slot.tensor].select(slot.axis, 0), item.value) for item in silences for slot in item.slots]
         before = [entry.clone() for entry, _ in entries]
         try:
             for entry, value in entries:

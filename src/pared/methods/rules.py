@@ -120,6 +120,9 @@ class EachSwitch:
         for switch in session.switches.values():
             self.rule.update(switch)
 
+    def settle(self, session: "UnitSession") -> None:
+        """Do nothing: what is dead was killed."""
+
 
 @torch.no_grad()
 def leave_alive(selector: Selector, stays: Tensor, worth: Tensor) -> None:

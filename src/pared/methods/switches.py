@@ -215,7 +215,7 @@ def _silence(graph: Graph, model: nn.Module, name: str) -> Silence:
     """How to switch a factor of the switch `name` off."""
     switch = model.get_submodule(name)
     assert isinstance(switch, Switch)
-    return Silence(graph.at(f"{name}.theta").name, (Slot(f"{name}.theta", 0),), switch.off)
+    return Silence(graph.at(f"{name}.theta").name, (Slot(f"{name}.{switch.off_in}", 0),), switch.off)
 
 
 def _switch(units: int, dim: int, init: Init, generator: torch.Generator | None, like: torch.Tensor) -> Switch:

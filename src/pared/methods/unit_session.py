@@ -17,9 +17,9 @@ from pared.methods.parts import Parts
 from pared.methods.selectors import Units
 from pared.methods.session import Event, Session, check_format
 from pared.methods.strengths import Progress, Strength
-from pared.nn import Select, Switch, crop_kernels
+from pared.nn import Gate, Select, Switch, crop_kernels, drop_branches
 
-FORMAT = 4
+FORMAT = 5
 
 
 class UnitSession(Session):
@@ -45,6 +45,7 @@ class UnitSession(Session):
         super().__init__(model, optimizer, total_steps)
         self.every = every
         self.pressure, self.judge, selected = parts.pressure, parts.judge, parts.selected
+        self.components = parts.components
         self.selectors, self.slots = dict(selected.selectors), dict(selected.slots)
         self.titles, self.skipped, self.graph = dict(selected.layers), dict(selected.skipped), selected.graph
         self.kept = {name: list(range(len(selector.alive))) for name, selector in self.selectors.items()}
@@ -64,6 +65,16 @@ class UnitSession(Session):
     def switches(self) -> dict[str, Switch]:
         """The selectors that are switches."""
         return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Switch)}
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """The switches that compete."""
+        return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Gate)}
+
+    @property
+    def followers(self) -> list[nn.Module]:
+        """The copies of the network that follow its removals."""
+        return [*self.averaged, *self.copies.values()]
 
     @property
     def units(self) -> dict[str, Units]:
@@ -97,8 +108,8 @@ class UnitSession(Session):
 
     def _count(self) -> int:
         """The parameters of the network without its switches."""
-        thetas = sum(switch.theta.numel() for switch in self.switches.values())
-        return sum(p.numel() for p in self.model.parameters()) - thetas
+        own = switch_parameters(self.net)
+        return sum(p.numel() for name, p in self.net.named_parameters() if name not in own)
 
     def params_with(self, keep: Mapping[str, Sequence[int]]) -> int:
         """Return what `params` would be with the factors `keep` of each named selector only."""
@@ -107,10 +118,8 @@ class UnitSession(Session):
         for item in surgery.make_plan(self.graph, model, self._spaces(keep), living="cut").gathers:
             if item.tensor in shapes:
                 shapes[item.tensor][item.axis] = len(item.index)
-        return sum(math.prod(shape) for name, shape in shapes.items() if not self._is_theta(name))
-
-    def _is_theta(self, parameter: str) -> bool:
-        return parameter.removesuffix(".theta") in self.switches
+        own = switch_parameters(model)
+        return sum(math.prod(shape) for name, shape in shapes.items() if name not in own)
 
     def _spaces(self, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
         """The factors of named selectors under the names of their spaces."""
@@ -118,6 +127,8 @@ class UnitSession(Session):
 
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
+        if self.components is not None:
+            self.components.remove(self)
         keep = {
             name: selector.alive.nonzero().flatten().tolist()
             for name, selector in self.selectors.items()
@@ -133,8 +144,18 @@ class UnitSession(Session):
         self.created += [item.bias for item in plan.constants if item.bias not in before]
         for name, (size, live) in channels.items():
             dead = tuple(sorted(set(range(size)) - set(live)))
-            self.events.append(Event(self.steps, self.titles[name], len(dead), len(live), dead))
-            self.on_event(self.events[-1])
+            self.tell(Event(self.steps, self.titles[name], len(dead), len(live), dead))
+
+    def tell(self, event: Event) -> None:
+        """Note what was removed."""
+        self.events.append(event)
+        self.on_event(event)
+
+    def recount(self) -> None:
+        """Count again, after a removal; what was in a module that is gone is no longer asked for."""
+        held = surgery.tensors(self.net)
+        self.slots = {name: slot for name, slot in self.slots.items() if slot.tensor in held}
+        self.weights, self.params = self.costs.weights(self.slots), self._count()
 
     def _apply(
         self, keep: Mapping[str, Sequence[int]], created: Sequence[str] = (), living: surgery.Living = "refuse"
@@ -147,14 +168,14 @@ class UnitSession(Session):
         plan = surgery.make_plan(self.graph, self.net, spaces, living=living)
         empty = tuple(surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created)
         plan = replace(plan, constants=plan.constants + empty)
-        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=[*self.averaged, *self.copies.values()])
+        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.followers)
         self.graph.follow(spaces, ((item.bias, item.weight) for item in plan.constants))
         for name, factors in keep.items():
             self.kept[name] = [self.kept[name][factor] for factor in factors]
             selector = self.selectors[name]
             if isinstance(selector, Units):
                 selector.follow(factors)
-        self.weights, self.params = self.costs.weights(self.slots), self._count()
+        self.recount()
         return plan
 
     def realize(self) -> nn.Module:
@@ -163,12 +184,13 @@ class UnitSession(Session):
         It is of the model's own class, made of the model's own layers, and needs no pared to load or run. A switch
         that its user put where it cannot be folded exactly is still there.
         """
+        self.judge.settle(self)
         self.remove()
         model = self.net
         selects = any(isinstance(module, Select) for module in model.modules())
         small = surgery.fold(model) if selects else surgery.fold_by(model, self.graph)
         small.zero_grad(set_to_none=True)
-        return crop_kernels(small)
+        return drop_branches(crop_kernels(small))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, selectors, copies, steps, strength, events."""
@@ -182,6 +204,7 @@ class UnitSession(Session):
             "rates": dict(self.costs.rates),
             "seed": self.seed,
             "units": {name: dict(units.state) for name, units in self.units.items()},
+            "components": [] if self.components is None else self.components.saved(),
             "copies": {name: model.state_dict() for name, model in self.copies.items()},
             "model": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -194,6 +217,8 @@ class UnitSession(Session):
             RunError: the state comes from another network or another format.
         """
         check_format(state, FORMAT)
+        if self.components is not None:
+            self.components.load(self, state["components"])
         model = self.net
         created = [name for name in state["created"] if name not in model.state_dict()]
         keep = self._still_kept(state["kept"])
@@ -209,6 +234,7 @@ class UnitSession(Session):
             self.copies[name] = copy.deepcopy(model)
             self.copies[name].load_state_dict(tensors)
         self.steps, self.strength, self.seed = state["steps"], state["strength"], state["seed"]
+        self.recount()  # once more, as costs may depend on who is alive
         self.created[:] = state["created"]
         self.events[:] = [Event(**{**event, "index": tuple(event["index"])}) for event in state["events"]]
 
@@ -240,6 +266,12 @@ class UnitSession(Session):
 
 
 _MISFIT = "the saved session does not fit this network: {}; build the network it was saved from"
+
+
+def switch_parameters(model: nn.Module) -> set[str]:
+    """Return the names of what the switches of `model` learn."""
+    held = ((path, module) for path, module in model.named_modules() if isinstance(module, Switch))
+    return {f"{path}.{name}" for path, module in held for name, _ in module.named_parameters(recurse=False)}
 
 
 def _ignore(event: Event) -> None:

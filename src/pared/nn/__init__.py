@@ -2,8 +2,10 @@
 
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
+from pared.nn.gated import Competition, Gated, drop_branches
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
+from pared.nn.scale import Scale
 from pared.nn.select import Select
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.switch import Switch, Switched
@@ -11,9 +13,12 @@ from pared.nn.zero import Zero
 
 __all__ = [
     "BatchMajor",
+    "Competition",
     "Gate",
+    "Gated",
     "HardConcrete",
     "KernelSwitch",
+    "Scale",
     "Select",
     "SparseLinear",
     "Switch",
@@ -23,5 +28,6 @@ __all__ = [
     "SwitchedConv3d",
     "Zero",
     "crop_kernels",
+    "drop_branches",
     "switch_kernels",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Gate(Switch):
         positive: "sigmoid", or "exp" in its place.
         dead_grad: what reaches the alpha of a share of 0: "none" as in the paper, "leaky" `slope`, "elu" `slope` · e^x.
         slope: above 0, for the latter two.
+        scale: what shares are multiplied by where they are used, above 0; n lets every component begin at 1.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -44,6 +45,7 @@ class Gate(Switch):
 
     beta: nn.Parameter
     rest: Tensor
+    off_in: ClassVar[str] = "alive"
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Gate(Switch):
         positive: Positive = "sigmoid",
         dead_grad: DeadGrad = "none",
         slope: float = 0.1,
+        scale: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,8 +70,11 @@ class Gate(Switch):
             )
         if not 0.0 < slope < math.inf:
             raise ConfigError(f"slope must be above 0 and finite, got {slope}")
+        if not 0.0 < scale < math.inf:
+            raise ConfigError(f"scale must be above 0 and finite, got {scale}")
         super().__init__(n if sizes is None else sum(sizes), dim=dim, sizes=sizes, device=device, dtype=dtype)
         self.null, self.positive, self.dead_grad, self.slope = null, positive, dead_grad, slope
+        self.scale = scale
         self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
         self.reset_parameters()
@@ -106,8 +112,8 @@ class Gate(Switch):
         return raw / total
 
     def factors(self) -> Tensor:
-        """Return the share of each channel, (channels,)."""
-        shares = self.shares()
+        """Return `scale` · the share of each channel, (channels,)."""
+        shares = self.shares() / (1.0 / self.scale)
         return shares if self.sizes is None else shares.repeat_interleave(self.sizes, output_size=self.channels)
 
     def penalty(self, p: float = 0.5) -> Tensor:

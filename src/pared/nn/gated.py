@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn.gate import Gate
+from pared.nn.zero import Zero
 
 
 class Gated(nn.Module):
@@ -26,7 +27,7 @@ class Gated(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Scale what `layer` makes of its arguments."""
-        return self.layer(*args, **kwargs) * self.gate.shares()[self.place]
+        return self.layer(*args, **kwargs) * self.gate.factors()[self.place]
 
     def extra_repr(self) -> str:
         """Say which component it is."""
@@ -58,7 +59,9 @@ class Competition(nn.Module):
     Source: differentiable sparsification (arXiv 1910.03201), equation 1.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], *, norm: Callable[[], nn.Module] | None = None, **options: Any) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], *, norm: Callable[[], nn.Module] | None = None, **options: Any
+    ) -> None:
         super().__init__()
         members = list(modules)
         if not members:
@@ -70,5 +73,27 @@ class Competition(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of what the branches give."""
-        first, *others = (branch(*args, **kwargs) for branch in self.branches)
-        return sum(others, start=first)
+        total, *others = (branch(*args, **kwargs) for branch in self.branches)
+        for other in others:
+            total = total + other
+        return total
+
+
+def drop_branches(model: nn.Module) -> nn.Module:
+    """Take branches that give nothing out of the competitions in `model`; one that is left alone stands for them all.
+
+    `model` is changed, unless it is itself a competition with one branch, which is returned.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, Competition):
+                parent._modules[name] = _without_zeros(child)
+    return _without_zeros(model) if isinstance(model, Competition) else model
+
+
+def _without_zeros(competition: Competition) -> nn.Module:
+    living = [branch for branch in competition.branches if not isinstance(branch, Zero)]
+    if len(living) == 1 and not isinstance(living[0], Gated):
+        return living[0]
+    competition.branches = nn.ModuleList(living or competition.branches)
+    return competition

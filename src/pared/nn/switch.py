@@ -51,7 +51,8 @@ class Switch(nn.Module):
     theta: nn.Parameter
     alive: Tensor
     sizes: Tensor | None
-    #: The value of theta at which a factor is off.
+    #: The tensor that says whether a factor is off, and the value at which it is.
+    off_in: ClassVar[str] = "theta"
     off: ClassVar[float] = 0.0
 
     def __init__(

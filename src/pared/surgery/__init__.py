@@ -9,11 +9,13 @@ from pared.surgery.declared import declare
 from pared.surgery.files import load, save
 from pared.surgery.fold import fold, fold_, fold_by
 from pared.surgery.graph import Graph, Slot, Space
+from pared.surgery.idle import leading_to, remove_idle
 from pared.surgery.operate import graph, remove
 from pared.surgery.optimizers import refuse_optimizer
 from pared.surgery.plan import Constant, Gather, Plan, Resize
 from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves
+from pared.surgery.stand_in import stand_in
 from pared.surgery.trace import Example, Step, Value, tensors
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "fold_",
     "fold_by",
     "graph",
+    "leading_to",
     "leaves",
     "leaves_of",
     "load",
@@ -46,6 +49,8 @@ __all__ = [
     "remove",
     "remove_blocks",
     "remove_ddp",
+    "remove_idle",
     "save",
+    "stand_in",
     "tensors",
 ]

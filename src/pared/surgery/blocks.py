@@ -1,26 +1,23 @@
 """Take whole blocks out of a network: those that give back what they take, and branches that give nothing."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from pared.errors import SurgeryError
-from pared.nn import Zero
 from pared.surgery.apply import bare
 from pared.surgery.axes import Cut
 from pared.surgery.constants import Constants
 from pared.surgery.graph import Graph
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME
-from pared.surgery.optimizers import Optimizers, listed
+from pared.surgery.optimizers import Optimizers
+from pared.surgery.stand_in import Kind, stand_in
 from pared.surgery.trace import Step, Value, tensors
 
-Kind = Literal["identity", "zero"]
-
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIVE_RESULT = ("relu", "relu6", "sigmoid", "softplus", "abs", "square", "exp", "softmax", "hardsigmoid")
 
 
@@ -30,6 +27,7 @@ def remove_blocks(
     names: Sequence[str],
     *,
     graph: Graph,
+    silent: Sequence[str] = (),
     optimizer: Optimizers = None,
     ema: Iterable[nn.Module] = (),
 ) -> dict[str, Kind]:
@@ -38,39 +36,30 @@ def remove_blocks(
     A module whose result is its input, for every input, becomes `nn.Identity`: a residual block whose branch ends in
     zero weights, a zero gate or a zero norm. A branch whose result is zero and only added to something becomes
     `pared.nn.Zero`, which costs nothing. Parameters that are not used elsewhere leave the optimizer with their state.
+    What the modules `silent` give is zero by the caller's word, as that of a gated one whose share is gone for good.
     All or nothing; call it between `optimizer.step()` and the next forward pass. The graph stays true.
 
     Raises:
         SurgeryError: no such module, one that takes more than one argument or is used more than once, or one that
             still does something, with the reason.
     """
-    model, averaged, optimizers = bare(model), [bare(copy) for copy in ema], listed(optimizer)
+    model = bare(model)
     blocks = [_Block(graph, model, name) for name in names]
-    zeros = _zero_summands(graph, model)
-    chosen: dict[str, Kind] = {block.name: block.stand_in(zeros) for block in blocks}
-    undo: list[Callable[[], object]] = []
-    try:
-        for target in (model, *averaged):
-            for name, kind in chosen.items():
-                _replace(target, name, nn.Identity() if kind == "identity" else Zero(), undo)
-        for one in optimizers:
-            _forget(one, blocks, model, undo)
-    except BaseException:
-        for action in reversed(undo):
-            action()
-        raise
+    zeros = _zero_summands(graph, model, {id(_Block(graph, model, name).y) for name in silent})
+    chosen: dict[str, Kind] = {block.name: block.kind(zeros) for block in blocks}
+    stand_in(chosen, model, optimizer=optimizer, ema=ema)
     for block in blocks:
         block.leave(chosen[block.name])
     return chosen
 
 
-def _zero_summands(graph: Graph, model: nn.Module) -> dict[int, list[bool]]:
+def _zero_summands(graph: Graph, model: nn.Module, silent: Collection[int]) -> dict[int, list[bool]]:
     """For every addition, by the id of its step, whether each tensor it takes is zero at that time."""
     found: dict[int, list[bool]] = {}
 
     def watch(known: Constants, step: Step) -> None:
         if step.op in ("add", "sub"):
-            found[id(step)] = [known.vanishes(value) for value in step.values()]
+            found[id(step)] = [id(value) in silent or known.vanishes(value) for value in step.values()]
 
     Constants(graph.program, tensors(model), Cut({space.dim: () for space in graph.spaces}), watch)
     return found
@@ -106,7 +95,6 @@ class _Block:
         paths = [path for path, other in model.named_modules(remove_duplicate=False) if other is module]
         if module is None or not name:
             raise SurgeryError(f"there is no module {name!r} to remove; name one of model.named_modules()")
-        self.parameters = list(module.parameters())
         program = graph.program
         self.steps = [s for s in program.steps if s.layer == name or s.layer.startswith(f"{name}.")]
         inside = {id(value) for step in self.steps if step.op != "getitem" for value in step.outs()}
@@ -115,8 +103,8 @@ class _Block:
         read = {id(v) for s in program.steps if id(s) not in own and s.op != "getitem" for v in s.values()}
         read |= {id(value) for value in program.outputs}
         given = {id(v): v for s in self.steps for v in s.outs() if id(v) in read and id(v) in inside}
-        parameters = list(inspect.signature(module.forward).parameters.values())
-        if len(paths) > 1 or len(taken) != 1 or len(given) != 1 or len(parameters) != 1:
+        parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind not in _ANY]
+        if len(paths) > 1 or len(taken) != 1 or len(given) != 1 or len(parameters) > 1:
             raise SurgeryError(
                 f"module {name!r} cannot be removed: expected one that is used once and takes and gives one tensor; it "
                 f"has {len(paths)} names, {len(parameters)} arguments, reads {len(taken)} and gives {len(given)} tensors"
@@ -127,7 +115,7 @@ class _Block:
         if id(self.x) in self.spoilt or any(step.inplace and step.values()[0] is self.x for step in self.steps):
             raise SurgeryError(f"module {name!r} cannot be removed: it writes into what it takes")
 
-    def stand_in(self, zeros: Mapping[int, Sequence[bool]]) -> Kind:
+    def kind(self, zeros: Mapping[int, Sequence[bool]]) -> Kind:
         """Return what the block can be replaced by.
 
         Raises:
@@ -213,28 +201,3 @@ def _swapped(item: Any, old: Value, new: Any) -> Any:
     if isinstance(item, list | tuple):
         return [_swapped(part, old, new) for part in item]
     return new if item is old else item
-
-
-def _replace(model: nn.Module, name: str, new: nn.Module, undo: list[Callable[[], object]]) -> None:
-    parent, _, key = name.rpartition(".")
-    modules = model.get_submodule(parent)._modules
-    old = modules[key]
-    undo.append(partial(modules.__setitem__, key, old))
-    new.training = old.training if old is not None else True
-    modules[key] = new
-
-
-def _forget(optimizer: Optimizer, blocks: Sequence[_Block], model: nn.Module, undo: list[Callable[[], object]]) -> None:
-    used = {id(parameter) for parameter in model.parameters()}
-    gone = {id(p) for block in blocks for p in block.parameters if id(p) not in used}
-    for group in optimizer.param_groups:
-        before, stays = list(group["params"]), [id(p) not in gone for p in group["params"]]
-        undo.append(partial(group["params"].__setitem__, slice(None), before))
-        group["params"][:] = [p for p, stay in zip(before, stays, strict=True) if stay]
-        if "param_names" in group:
-            named = list(group["param_names"])
-            undo.append(partial(group["param_names"].__setitem__, slice(None), named))
-            group["param_names"][:] = [n for n, stay in zip(named, stays, strict=True) if stay]
-        for parameter, stay in zip(before, stays, strict=True):
-            if not stay and parameter in optimizer.state:
-                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))

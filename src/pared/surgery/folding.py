@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pared.nn import KernelSwitch, Switch, Switched
+from pared.nn import Gated, KernelSwitch, Scale, Switch, Switched
 from pared.nn.kernel import SWITCHED_CONVOLUTIONS
 from pared.surgery.axes import find
 from pared.surgery.constants import HANDLERS, Known, full
@@ -16,6 +16,8 @@ from pared.surgery.trace import Program, Step, Value
 #: Layers whose result a switch scales as their own weight and bias would, and the axis of their units.
 _SCALED_BY_WEIGHT = {"batch_norm": 1, "instance_norm": 1, "group_norm": 1, "layer_norm": -1, "rms_norm": -1}
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+#: The axis of what a step gives along which its weight has rows.
+_ROWS = {**_SCALED_BY_WEIGHT, **dict.fromkeys((*WEIGHTED, *_TRANSPOSED), 1), "linear": -1, "addmm": -1}
 
 
 class Folder:
@@ -37,6 +39,11 @@ class Folder:
     def run(self) -> list[str]:
         """Fold every switch that can be; return the names of those that stay."""
         left = []
+        for path, module in list(self.model.named_modules()):
+            if isinstance(module, Gated):
+                folded = module.layer if self._fold_share(path, module) else _scaled(module)
+                parent, _, name = path.rpartition(".")
+                self.model.get_submodule(parent)._modules[name] = folded
         for path, module in list(self.model.named_modules()):
             if isinstance(module, Switch) and not isinstance(module, KernelSwitch):
                 if self._fold(path, module):
@@ -63,6 +70,28 @@ class Folder:
         step, x = steps[0], steps[0].values()[0]
         axis = switch.dim % len(x.dims)
         return self._into_maker(x, axis, switch.factors()) or self._into_readers(step.out, axis, switch.factors())
+
+    def _fold_share(self, path: str, gated: Gated) -> bool:
+        """Multiply what makes a gated module's result by its share."""
+        steps = [step for step in self.program.steps if step.layer == path and step.op == "mul"]
+        if len(steps) != 1:
+            return False
+        x, share = steps[0].values()[0], gated.gate.factors()[gated.place]
+        step = self._maker(x)
+        axis = None if step is None else _ROWS.get(step.op)
+        if step is None or axis is None:
+            return False
+        rows = step.out.shape[axis]
+        return self._into_rows(step, axis % len(step.out.dims), share.expand(rows))
+
+    def _maker(self, x: Value) -> Step | None:
+        """The step behind a value that no one else reads, as far back as every entry only moves."""
+        while self._alone(x) and (step := self.made.get(id(x))) is not None and not step.inplace:
+            moved = step.op in SAME and not step.op.endswith("_like")
+            if not moved and step.op not in ("view", "reshape", "_unsafe_view", "permute", "transpose", "flatten"):
+                return step
+            x = step.values()[0]
+        return None
 
     def _alone(self, value: Value) -> bool:
         """Whether one step reads `value`, and no one outside."""
@@ -107,9 +136,7 @@ class Folder:
         return False
 
     def _into_rows(self, step: Step, axis: int, factors: Tensor) -> bool:
-        kinds = {**_SCALED_BY_WEIGHT, **dict.fromkeys(WEIGHTED, 1), **dict.fromkeys(_TRANSPOSED, 1)}
-        kinds |= {"linear": -1, "addmm": -1}
-        if step.op not in kinds or kinds[step.op] % len(step.out.dims) != axis:
+        if step.op not in _ROWS or _ROWS[step.op] % len(step.out.dims) != axis:
             return False
         if step.get("weight") is None and step.op == "batch_norm":
             return self._give_affine(step, factors)
@@ -203,6 +230,12 @@ class Folder:
         groups = len(scale) // weight.shape[1]  # each row of the weight meets the channels of its own group
         rows = scale.view(groups, 1, -1).expand(-1, weight.shape[0] // groups, -1).reshape(weight.shape[:2])
         return weight, rows.view(*weight.shape[:2], *([1] * (weight.ndim - 2)))
+
+
+def _scaled(gated: Gated) -> nn.Module:
+    """A gated module with its share as a number."""
+    made = nn.Sequential(gated.layer, Scale(gated.gate.factors()[gated.place]))
+    return made.train(gated.training)
 
 
 def _axes(step: Step, ndim: int) -> set[int]:

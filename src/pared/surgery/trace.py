@@ -179,13 +179,16 @@ def _quiet() -> Iterator[None]:
 def hollow(model: nn.Module, sizes: Mapping[str, Sequence[int]], device: str | None = None) -> nn.Module:
     """Return a copy of `model` whose named tensors have other shapes and no content, all else as it is.
 
+    Whole numbers of the old shape stay.
+
     No weight is copied: fresh, untouched memory takes their place.
     """
     memo: dict[int, Any] = {}
     for name, old in tensors(model).items():
         new = torch.empty(tuple(sizes.get(name, old.shape)), dtype=old.dtype, device=device or old.device)
         if not old.is_floating_point():
-            new.zero_()  # an index must point somewhere
+            # An index must point somewhere, and a count that keeps its place say how many.
+            new.copy_(old) if new.shape == old.shape and not new.is_meta else new.zero_()
         memo[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
     return copy.deepcopy(model, memo)
 

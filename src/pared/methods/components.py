@@ -1,0 +1,180 @@
+"""Gates on modules and channels of any network, and the removal of modules whose share has gone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from torch import nn
+
+from pared import surgery
+from pared.errors import ConfigError, RunError, SurgeryError
+from pared.methods.costs import Cost, Costs
+from pared.methods.session import Event
+from pared.methods.unit_session import UnitSession, switch_parameters
+from pared.nn import Gate, Gated, Switched
+from pared.surgery import Example, Graph, Slot, leading_to, remove_idle, stand_in
+from pared.surgery.stand_in import Kind
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Segments of the channels that module `name` gives compete: branches of a grouped convolution, heads, inputs.
+
+    `sizes` are the channels of each segment, in order, along axis `dim` of the module's result.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    dim: int = 1
+
+
+#: Who competes with whom, by title: modules by name, or segments of what one gives.
+Groups = Mapping[str, Sequence[str] | Channels]
+
+
+def add_gates(model: nn.Module, groups: Groups, make: Callable[..., Gate]) -> dict[str, Gate]:
+    """Put a gate for each group into `model`, in place, and return them by title.
+
+    Raises:
+        ConfigError: a module is not there, or is named twice.
+    """
+    _check(model, groups)
+    made: dict[str, Gate] = {}
+    for title, group in groups.items():
+        names = [group.name] if isinstance(group, Channels) else list(group)
+        like = next((p for name in names for p in model.get_submodule(name).parameters()), next(model.parameters()))
+        place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+        if isinstance(group, Channels):
+            made[title] = make(len(group.sizes), sizes=group.sizes, dim=group.dim, **place)
+            _wrap(model, group.name, lambda layer, gate=made[title]: Switched(layer, gate))
+            continue
+        made[title] = make(len(names), **place)
+        for number, name in enumerate(names):
+            _wrap(model, name, lambda layer, gate=made[title], number=number: Gated(layer, gate, number))
+    return made
+
+
+def _wrap(model: nn.Module, name: str, wrapped: Callable[[nn.Module], nn.Module]) -> None:
+    parent, _, key = name.rpartition(".")
+    modules = model.get_submodule(parent)._modules
+    modules[key] = wrapped(model.get_submodule(name))
+
+
+def _check(model: nn.Module, groups: Groups) -> None:
+    known = dict(model.named_modules(remove_duplicate=False))
+    seen: set[int] = set()
+    for title, group in groups.items():
+        names = [group.name] if isinstance(group, Channels) else list(group)
+        if not names:
+            raise ConfigError(f"group {title!r} has no modules; name at least one")
+        for name in names:
+            if not name or name not in known:
+                raise ConfigError(f"group {title!r} names {name!r}, which is no module; see model.named_modules()")
+            if id(known[name]) in seen or sum(module is known[name] for module in known.values()) > 1:
+                raise ConfigError(f"module {name!r} of group {title!r} is named, or used, more than once")
+            seen.add(id(known[name]))
+
+
+def gates_of(model: nn.Module, known: Mapping[str, Gate]) -> dict[str, Gate]:
+    """Return the gates of `model`, those `known` by their titles, others by the module that holds them."""
+    titles = {id(gate): title for title, gate in known.items()}
+    found: dict[int, tuple[str, Gate]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Gate):
+            found.setdefault(id(module), (titles.get(id(module), name.rpartition(".")[0] or name), module))
+    return dict(found.values())
+
+
+def members_of(model: nn.Module, gate: Gate) -> dict[str, Gated]:
+    """Return the modules that hold a share of `gate`, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Gated) and module.gate is gate}
+
+
+class GateCosts(Costs):
+    """What a component costs: a segment of channels what leaves with it, a module what leads to it and to no other."""
+
+    def __init__(self, cost: Cost, model: nn.Module, graph: Graph, example: Example, gates: Mapping[str, Gate]) -> None:
+        super().__init__(cost, model, graph, example)
+        self.gates = dict(gates)
+
+    def weights(self, slots: Mapping[str, Slot]) -> dict[str, float]:
+        """Return the weight of each gate."""
+        if self.cost == "none":
+            return dict.fromkeys(self.gates, 1.0)
+        each: dict[str, float] = {}
+        for title, gate in self.gates.items():
+            if title in slots:
+                each[title] = self.unit(self.graph.at(slots[title].tensor, slots[title].axis))
+            elif members := list(members_of(self.model, gate)):
+                each[title] = sum(map(self._module, members)) / len(members)
+        count = sum(int(self.gates[title].alive.sum()) for title in each)
+        mean = sum(cost * int(self.gates[title].alive.sum()) for title, cost in each.items()) / max(count, 1)
+        return {title: cost / mean if mean else 1.0 for title, cost in each.items()}
+
+    def _module(self, name: str) -> float:
+        steps = leading_to(self.graph.program, name)
+        if self.cost == "parameters":
+            names = {value.tensor for step in steps for value in step.values()} - switch_parameters(self.model)
+            return sum(p.numel() for name, p in self.model.named_parameters() if name in names)
+        return sum(self.price(step) for step in steps)
+
+
+@dataclass(eq=False)
+class Members:
+    """Modules whose share is gone for good: they, what leads to them alone, and blocks that do nothing without them."""
+
+    example: Example
+    removed: list[tuple[str, Kind]] = field(default_factory=list)
+
+    def remove(self, session: UnitSession) -> None:
+        """Remove them, with what is dead, from model, optimizer and averaged copies."""
+        for title, gate in session.gates.items():
+            members = members_of(session.net, gate)
+            dead = [name for name, member in members.items() if not bool(gate.alive[member.place])]
+            gone = [members[name].place for name in dead if self._remove(session, name)]
+            if gone:
+                event = Event(session.steps, title, len(gone), len(members) - len(gone), tuple(gone))
+                session.tell(event)
+                session.recount()
+
+    def _remove(self, session: UnitSession, name: str) -> bool:
+        """Remove the largest module around a silent one that can be."""
+        follow = {"graph": session.graph, "optimizer": session.optimizer, "ema": session.followers}
+        for block in _around(name):
+            try:
+                self.removed += surgery.remove_blocks(session.net, [block], silent=[name], **follow).items()
+            except SurgeryError:
+                continue
+            idle: list[tuple[str, Kind]] = [(one, "identity") for one in remove_idle(session.net, **follow)]
+            self.removed += idle
+            return True
+        return False
+
+    def saved(self) -> list[Any]:
+        """Return what stands where, JSON-able."""
+        return [list(pair) for pair in self.removed]
+
+    def load(self, session: UnitSession, saved: Sequence[Any]) -> None:
+        """Let the same stand in a session that was freshly bound.
+
+        Raises:
+            RunError: a module is not there; nothing was changed.
+        """
+        pairs = [(str(name), kind) for name, kind in saved]
+        known = dict(session.net.named_modules())
+        for name, kind in pairs:
+            if name not in known or kind not in get_args(Kind):
+                raise RunError(f"the saved session does not fit this network: it has no module {name!r} to remove")
+        new = [pair for pair in pairs if pair not in self.removed]
+        for name, kind in new:
+            stand_in({name: kind}, session.net, optimizer=session.optimizer, ema=session.followers)
+        self.removed[:] = pairs
+        if new:
+            session.graph = session.costs.graph = surgery.graph(session.net, self.example)
+            session.recount()
+
+
+def _around(name: str) -> Iterator[str]:
+    """The modules around one, the outermost first, and itself."""
+    parts = name.split(".")
+    return (".".join(parts[: end + 1]) for end in range(len(parts)))

@@ -1,0 +1,63 @@
+"""Put the identity, or zero, where modules were, in a network and all that follows it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from pared.nn.zero import Zero
+from pared.surgery.apply import bare
+from pared.surgery.optimizers import Optimizers, listed
+
+#: What stands where a module was.
+Kind = Literal["identity", "zero"]
+
+
+@torch.no_grad()
+def stand_in(
+    kinds: Mapping[str, Kind], model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()
+) -> None:
+    """Replace named modules of `model` and its averaged copies; what no one else uses leaves the optimizers.
+
+    All or nothing. Nothing is said about what the network computes afterwards.
+    """
+    model = bare(model)
+    before = list(model.parameters())
+    undo: list[Callable[[], object]] = []
+    try:
+        for target in (model, *map(bare, ema)):
+            for name, kind in kinds.items():
+                _replace(target, name, nn.Identity() if kind == "identity" else Zero(), undo)
+        gone = {id(p) for p in before} - {id(p) for p in model.parameters()}
+        for one in listed(optimizer):
+            _forget(one, gone, undo)
+    except BaseException:
+        for action in reversed(undo):
+            action()
+        raise
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module, undo: list[Callable[[], object]]) -> None:
+    parent, _, key = name.rpartition(".")
+    modules = model.get_submodule(parent)._modules
+    old = modules[key]
+    undo.append(partial(modules.__setitem__, key, old))
+    new.training = old.training if old is not None else True
+    modules[key] = new
+
+
+def _forget(optimizer: Optimizer, gone: set[int], undo: list[Callable[[], object]]) -> None:
+    for group in optimizer.param_groups:
+        before: list[Any] = list(group["params"])
+        stays = [id(p) not in gone for p in before]
+        for key in ("params", "param_names"):
+            if key in group:
+                held = list(group[key])
+                undo.append(partial(group[key].__setitem__, slice(None), held))
+                group[key][:] = [item for item, stay in zip(held, stays, strict=True) if stay]
+        for parameter, stay in zip(before, stays, strict=True):
+            if not stay and parameter in optimizer.state:
+                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))

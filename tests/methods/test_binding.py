@@ -75,8 +75,9 @@ def test_whatever_binds_runs_loses_units_and_comes_back_plain(
     for net in (plain, model):
         net.eval()
         net(x).square().sum().backward()
-    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
-    mine = [p.grad for key, p in model.named_parameters() if not key.endswith("theta")]
+    rounding = 1e-12 if name == "gates" else 0  # a quotient of shares is 1 up to rounding, a factor of 1 is 1
+    torch.testing.assert_close(model(x), plain(x), rtol=rounding, atol=rounding)
+    mine = [p.grad for key, p in model.named_parameters() if not key.endswith(("theta", "beta"))]
     for grad, other in zip(mine, plain.parameters(), strict=True):
         assert grad is not None
         torch.testing.assert_close(grad, other.grad, rtol=1e-12, atol=1e-12)

@@ -2,6 +2,7 @@
 
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
+from pared.nn.gated import Competition, Gated
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.select import Select
@@ -11,7 +12,9 @@ from pared.nn.zero import Zero
 
 __all__ = [
     "BatchMajor",
+    "Competition",
     "Gate",
+    "Gated",
     "HardConcrete",
     "KernelSwitch",
     "Select",

@@ -58,7 +58,9 @@ class Competition(nn.Module):
     Source: differentiable sparsification (arXiv 1910.03201), equation 1.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], *, norm: Callable[[], nn.Module] | None = None, **options: Any) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], *, norm: Callable[[], nn.Module] | None = None, **options: Any
+    ) -> None:
         super().__init__()
         members = list(modules)
         if not members:
@@ -70,5 +72,5 @@ class Competition(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of what the branches give."""
-        first, *others = (branch(*args, **kwargs) for branch in self.branches)
-        return sum(others, start=first)
+        results: list[Tensor] = [branch(*args, **kwargs) for branch in self.branches]
+        return sum(results[1:], start=results[0])

@@ -75,6 +75,7 @@ class Gate(Switch):
             raise ConfigError(f"slope must be above 0 and finite, got {slope}")
         super().__init__(n if sizes is None else sum(sizes), dim=dim, sizes=sizes, device=device, dtype=dtype)
         self.null, self.positive, self.dead_grad, self.slope = null, positive, dead_grad, slope
+        self.even = sizes is not None and len(set(sizes)) == 1
         self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
         self.reset_parameters()
@@ -114,7 +115,11 @@ class Gate(Switch):
     def factors(self) -> Tensor:
         """Return the share of each channel, (channels,)."""
         shares = self.shares()
-        return shares if self.sizes is None else shares.repeat_interleave(self.sizes, output_size=self.channels)
+        if self.sizes is None:
+            return shares
+        if self.even:  # in this form surgery sees what channels have in common with the groups of a convolution
+            return shares.unsqueeze(1).expand(-1, self.channels // len(shares)).flatten()
+        return shares.repeat_interleave(self.sizes, output_size=self.channels)
 
     def penalty(self, p: float = 0.5) -> Tensor:
         """Return the p-norm of the shares, a scalar in [1, n^(1/p - 1)]; with `null` from 0."""

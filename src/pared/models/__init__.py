@@ -1,10 +1,30 @@
 """Networks the papers use."""
 
 from pared.models.cnn import cnn
+from pared.models.densenet import DenseBlock, DenseLayer, densenet, input_groups
 from pared.models.drawing import kaiming_
 from pared.models.lenet import lenet
 from pared.models.mlp import mlp
-from pared.models.resnet import BasicBlock, resnet, wide_resnet
+from pared.models.resnet import BasicBlock, depth_groups, resnet, wide_resnet
+from pared.models.resnext import BranchedBlock, branch_groups, resnext
 from pared.models.vgg import VGG, vgg
 
-__all__ = ["VGG", "BasicBlock", "cnn", "kaiming_", "lenet", "mlp", "resnet", "vgg", "wide_resnet"]
+__all__ = [
+    "VGG",
+    "BasicBlock",
+    "BranchedBlock",
+    "DenseBlock",
+    "DenseLayer",
+    "branch_groups",
+    "cnn",
+    "densenet",
+    "depth_groups",
+    "input_groups",
+    "kaiming_",
+    "lenet",
+    "mlp",
+    "resnet",
+    "resnext",
+    "vgg",
+    "wide_resnet",
+]

@@ -65,6 +65,19 @@ def resnet(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(before, outputs, generator))
 
 
+def depth_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Return which modules of `model` compete for the depth of a stage, by title: the last norm of each of its blocks.
+
+    A stage is the basic blocks in a row that give as many channels; a first block, whose shortcut is a convolution,
+    competes too, but cannot leave: only its branch can.
+    """
+    stages: dict[int, list[str]] = {}
+    for name, block in model.named_modules():
+        if isinstance(block, BasicBlock):
+            stages.setdefault(block.norm2.num_features, []).append(f"{name}.norm2")
+    return {f"stage {number}": tuple(names) for number, names in enumerate(stages.values())}
+
+
 #: Blocks of each stage by the depth of the network.
 _WIDE = {12: (1, 2, 2), 18: (2, 3, 3), 22: (3, 4, 3)}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pared.errors import ConfigError
 from pared.nn.switch import Switch
 from pared.ops.competition import p_norm, thresholded
+from pared.ops.lp import widened
 
 #: What gradient a share of 0 passes on to what it was made of: none, as relu, or some, by which it can come back.
 DeadGrad = Literal["none", "elu", "leaky"]
@@ -32,12 +33,15 @@ class Gate(Switch):
         sizes: channels per component, each >= 1; one each when None.
         null: divide by the share of no component too, sum of min(gamma, threshold) + rest: all components may die then.
         positive: "sigmoid", or "exp" in its place.
-        dead_grad: what reaches the alpha of a share of 0: "none" as in the paper, "leaky" `slope`, "elu" `slope` · e^x.
+        dead_grad: the derivative of max(x, 0) below 0: "none" as in the paper, "leaky" `slope`, "elu" `slope` · e^x.
         slope: above 0, for the latter two.
         scale: what shares are multiplied by where they are used, above 0; n lets every component begin at 1.
 
     Raises:
         ConfigError: an argument is out of range.
+
+    Shares are computed in float32 where parameters are float16 or bfloat16. Without `null` a single living component has
+    no gradient: nothing can change its share.
 
     Source: differentiable sparsification (arXiv 1910.03201), equations 2 to 4, with its initial values: a = 1 / n each.
     Deviation: the threshold stays below the largest gamma, as with all components at 0 there would be no share to give.
@@ -61,6 +65,8 @@ class Gate(Switch):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if n < 1:
+            raise ConfigError(f"a gate needs at least one component, got n={n}")
         if sizes is not None and len(sizes) != n:
             raise ConfigError(f"expected a size for each of the {n} components, got {len(sizes)}")
         if positive not in get_args(Positive) or dead_grad not in get_args(DeadGrad):
@@ -75,6 +81,7 @@ class Gate(Switch):
         super().__init__(n if sizes is None else sum(sizes), dim=dim, sizes=sizes, device=device, dtype=dtype)
         self.null, self.positive, self.dead_grad, self.slope = null, positive, dead_grad, slope
         self.scale = scale
+        self.even = sizes is not None and len(set(sizes)) == 1
         self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
         self.reset_parameters()
@@ -92,29 +99,33 @@ class Gate(Switch):
 
     def gamma(self) -> Tensor:
         """Return how strong each component is, (n,): above 0, but 0 where it was killed."""
-        gamma = self.theta.sigmoid() if self.positive == "sigmoid" else self.theta.exp()
+        alpha = widened(self.theta)
+        gamma = alpha.sigmoid() if self.positive == "sigmoid" else alpha.exp()
         return gamma.masked_fill(self.alive.logical_not(), 0.0)
 
     def shares(self) -> Tensor:
         """Return a, (n,), each in [0, 1]; their sum is 1, or less with `null`."""
-        gamma = self.gamma()
+        gamma, beta, rest = self.gamma(), widened(self.beta), widened(self.rest)
         # Quotients where products would do: the one product here is that with the input, which folding looks for.
-        threshold = (gamma.sum() + self.rest) / (1.0 + (-self.beta).exp())
+        threshold = (gamma.sum() + rest) / (1.0 + (-beta).exp())
         if not self.null:
             threshold = torch.minimum(threshold, gamma.max() / (1.0 + GUARD))
-        raw = thresholded(
-            gamma - threshold, 0.0 if self.dead_grad == "none" else self.slope, smooth=self.dead_grad == "elu"
-        )
-        raw = raw.masked_fill(self.alive.logical_not(), 0.0)
+        slope = 0.0 if self.dead_grad == "none" else self.slope
+        raw = thresholded(gamma - threshold, slope, smooth=self.dead_grad == "elu")
+        raw = raw.masked_fill(self.alive.logical_not(), 0.0)  # what was killed has no gradient either
         total = raw.sum()
         if self.null:
-            total = total + torch.minimum(gamma, threshold).sum() + self.rest
-        return raw / total
+            total = total + torch.minimum(gamma, threshold).sum() + rest
+        return (raw / total.clamp(min=torch.finfo(total.dtype).tiny)).to(self.theta.dtype)
 
     def factors(self) -> Tensor:
         """Return `scale` · the share of each channel, (channels,)."""
         shares = self.shares() / (1.0 / self.scale)
-        return shares if self.sizes is None else shares.repeat_interleave(self.sizes, output_size=self.channels)
+        if self.sizes is None:
+            return shares
+        if self.even:  # in this form surgery sees what channels have in common with the groups of a convolution
+            return shares.unsqueeze(1).expand(-1, self.channels // len(shares)).flatten()
+        return shares.repeat_interleave(self.sizes, output_size=self.channels)
 
     def penalty(self, p: float = 0.5) -> Tensor:
         """Return the p-norm of the shares, a scalar in [1, n^(1/p - 1)]; with `null` from 0."""
@@ -122,10 +133,20 @@ class Gate(Switch):
 
     @torch.no_grad()
     def kill(self, dead: Tensor) -> None:
-        """Let the components `dead`, boolean (n,), never come back; no share changes if theirs are 0."""
-        dead = dead & self.alive
+        """Let the components `dead`, boolean (n,), never come back; no share changes if theirs are 0.
+
+        Raises:
+            ValueError: `dead` is no such mask, or nothing would be left to have the share that must be given.
+        """
+        if dead.dtype is not torch.bool or dead.shape != self.alive.shape:
+            raise ValueError(
+                f"expected booleans of shape {tuple(self.alive.shape)}, got {dead.dtype} of shape {tuple(dead.shape)}"
+            )
+        left = self.alive & ~dead
+        if not (self.null or left.any()):
+            raise ValueError("a gate without null keeps one component; use null=True if all of them may die")
         self.rest += self.gamma()[dead].sum()
-        self.alive &= ~dead
+        self.alive.copy_(left)
 
     def silence(self) -> None:
         """Do nothing: dead components are out of all sums."""

@@ -2,6 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from pared.errors import ConfigError
+from pared.ops.lp import widened
 
 
 def thresholded(x: Tensor, slope: float = 0.0, *, smooth: bool = False) -> Tensor:
@@ -9,24 +13,26 @@ def thresholded(x: Tensor, slope: float = 0.0, *, smooth: bool = False) -> Tenso
 
     Shapes: any. A `slope` above 0 lets what is at 0 come back.
     """
-    kept = torch.relu(x)
     if slope == 0.0:
-        return kept
-    below = slope * (x.clamp(max=0.0).expm1() if smooth else x.clamp(max=0.0))
-    return kept + (below - below.detach())
+        return torch.relu(x)
+    passed = F.elu(x, slope) if smooth else F.leaky_relu(x, slope)
+    return torch.relu(x).detach() + (passed - passed.detach())
 
 
-def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e-4) -> Tensor:
-    """Return (sum a^p)^(1/p) along `dim`, for `a` >= 0 and 0 < p < 1: 1 for one share of 1, n^(1/p - 1) for n even ones.
+def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e-3) -> Tensor:
+    """Return (sum a^p)^(1/p) along `dim`: 1 for one share of 1, n^(1/p - 1) for n even ones.
 
-    Shapes: (..., n, ...) -> (...). Below `linear_below` powers are taken to be linear: the derivative of a power has no
-    bound there, and the product of that with the zero derivative of a share that is 0 is no number. A vector of zeros
-    has norm 0, and no gradient.
+    Shapes: (..., n, ...) -> (...); `a` >= 0, 0 < p < 1. float16 and bfloat16 are computed in float32. Below `linear_below`
+    of an even share, 1 / n, powers are taken to be linear: the derivative of a power has no bound there, and its product
+    with the zero derivative of a share that is 0 is no number. A vector of zeros has norm 0, and no gradient.
+
+    Raises:
+        ConfigError: p is out of range.
 
     Source: differentiable sparsification (arXiv 1910.03201), the regularizer behind equation 5. Deviation: the linear part.
     """
-    line = linear_below ** (p - 1.0)
-    powers = torch.where(a > linear_below, a.clamp(min=linear_below).pow(p), a * line)
-    total = powers.sum(dim)
-    some = total > 0
-    return torch.where(some, total.where(some, torch.ones_like(total)).pow(1.0 / p), torch.zeros_like(total))
+    if not 0.0 < p < 1.0:
+        raise ConfigError(f"p must be above 0 and below 1, got {p}")
+    wide, knot = widened(a), linear_below / a.shape[dim]
+    powers = torch.where(wide > knot, wide.clamp(min=knot).pow(p), wide * knot ** (p - 1.0))
+    return powers.sum(dim).pow(1.0 / p).to(a.dtype)

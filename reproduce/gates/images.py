@@ -37,7 +37,7 @@ from pared.methods import Gates
 from pared.models import depth_groups, resnet
 
 BLOCKS, BATCH, RATE, DECAY = (3, 3, 3), 128, 0.1, 5e-4
-STRENGTHS = (0.003, 0.01, 0.03, 0.1)
+STRENGTHS = (0.12, 0.2, 0.3)
 
 
 @cache
@@ -214,12 +214,12 @@ def main() -> int:
     parser = arguments(__doc__, "images", seeds="0,1,2")
     parser.set_defaults(out=Path("results/gates/images"))
     parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--strengths", default=",".join(map(str, STRENGTHS)))
     parser.add_argument(
-        "--thin", default="8,7,6,5,4", help="widths of the thinner networks; the first is the dense one"
+        "--thin", default="8,6,5,4", help="widths of the thinner networks; the first is the dense one"
     )
     parser.add_argument("--kinds", default="thin,gates,random")
     return reproduce(parser, runs, table)

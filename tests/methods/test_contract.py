@@ -17,7 +17,6 @@ from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import (
     L0,
     UNIT_METHODS,
-    Channels,
     Gates,
     Geometric,
     GroupLasso,
@@ -31,9 +30,19 @@ from pared.methods import (
     UnitMethod,
     UnitSession,
 )
-from pared.models import mlp, resnet, vgg
-from pared.nn import Competition, Gated, Switch
+from pared.models import branch_groups, densenet, input_groups, mlp, resnet, resnext, vgg
+from pared.nn import Channels, Competition, Gated, Switch
 from pared.train.checkpoint import load_state, save_state
+
+
+def _resnext(seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    return resnext((1, 1), 2, branches=3, width=2, channels=2, stem=4, generator=generator)
+
+
+def _densenet(seed: int) -> nn.Module:
+    return densenet((3, 2), 2, growth=3, channels=2, generator=torch.Generator().manual_seed(seed))
+
 
 #: The residual branches of a network, in one group for each stage, and channels of a layer in segments.
 BLOCKS = {
@@ -64,6 +73,8 @@ CASES: dict[str, Any] = {
     "gates": Gates(strength=0.05, lr_scale=10.0, every=4),
     "gates on convolutions": Gates(strength=0.1, lr_scale=10.0, cost="macs"),
     "gates on blocks": Gates(0.3, BLOCKS, lr_scale=10.0, every=4, cost="parameters", scaled=True),
+    "gates on branches": Gates(0.5, branch_groups(_resnext(0)), lr_scale=10.0, every=4, cost="macs"),
+    "gates on inputs": Gates(0.5, input_groups(_densenet(0)), lr_scale=10.0, every=4, cost="parameters"),
     "gates of branches": Gates(strength=0.3, lr_scale=10.0, every=4, null=True, dead_grad="elu"),
 }
 #: Cases on a network of convolutions, and on one whose norms stand before every activation.
@@ -78,8 +89,19 @@ CONVOLUTIONS = {
 }
 NORMED = {"slimming"}
 RESIDUAL = {"gates on blocks"}
+OTHERS = {
+    "gates on branches": _resnext,
+    "gates on inputs": _densenet,
+}
 #: Where classes are of ours that a realised network may be made of: its own, and what stands for a dead branch.
-PLAIN = {"pared.models.resnet", "pared.nn.zero", "pared.nn.scale", "pared.nn.gated"}
+PLAIN = {
+    "pared.models.resnet",
+    "pared.models.resnext",
+    "pared.models.densenet",
+    "pared.nn.zero",
+    "pared.nn.scale",
+    "pared.nn.gated",
+}
 BATCH, STEPS = 32, 8
 
 
@@ -88,12 +110,14 @@ def case(method: Any) -> str:
 
 
 def data(method: Any) -> tuple[Tensor, Tensor]:
-    return images() if case(method) in CONVOLUTIONS | NORMED | RESIDUAL else task()
+    return images() if case(method) in CONVOLUTIONS | NORMED | RESIDUAL | OTHERS.keys() else task()
 
 
 def net(method: Any, seed: int) -> nn.Module:
     if case(method) in CONVOLUTIONS:
         return branched(seed)
+    if case(method) in OTHERS:
+        return OTHERS[case(method)](seed)
     if case(method) in RESIDUAL:
         return resnet((3, 2), 2, channels=2, width=4, generator=torch.Generator().manual_seed(seed))
     if case(method) == "gates of branches":

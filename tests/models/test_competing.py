@@ -1,6 +1,7 @@
 """Networks whose blocks, branches and inputs compete: their sizes, and that what lost can leave."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pared.models import (
     resnext,
     wide_resnet,
 )
-from pared.nn import Gate, Switched
+from pared.nn import Channels, Gate, Switched
 from pared.surgery import Plan, apply
 
 IMAGE = torch.randn(3, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -45,10 +46,11 @@ def trained(model: nn.Sequential) -> nn.Sequential:
     return model.eval()
 
 
-def put_gates(model: nn.Sequential, groups: dict[str, tuple[str, tuple[int, ...]]], lost: int) -> dict[str, Gate]:
+def put_gates(model: nn.Sequential, groups: Mapping[str, Channels], lost: int) -> dict[str, Gate]:
     """Gates where `groups` says, of which component `lost` is dead and killed."""
     gates: dict[str, Gate] = {}
-    for title, (name, sizes) in groups.items():
+    for title, group in groups.items():
+        name, sizes = group.name, group.sizes
         parent, _, key = name.rpartition(".")
         gates[title] = gate = Gate(len(sizes), dim=1, sizes=sizes, dtype=torch.float64)
         gate.theta.data.copy_(torch.linspace(-0.3, 0.3, len(sizes)))
@@ -122,7 +124,7 @@ def test_shapes_of_images(sizes: tuple[int, ...]) -> None:
 def test_whole_branches_leave() -> None:
     model = small_resnext()
     groups = branch_groups(model)
-    assert groups == {"3": ("3.relu2", (2,) * 4), "4": ("4.relu2", (2,) * 4), "5": ("5.relu2", (4,) * 4)}
+    assert groups == {n: Channels(f"{n}.relu2", (size,) * 4) for n, size in (("3", 2), ("4", 2), ("5", 4))}
     put_gates(model, groups, lost=2)
     graph, optimizer = pared.graph(model, IMAGE), torch.optim.Adam(model.parameters(), lr=1e-3)
     step(model.eval(), optimizer)
@@ -131,14 +133,15 @@ def test_whole_branches_leave() -> None:
         space = graph.at(f"{title}.relu2.switch.theta")
         pared.remove(model, {space.name: [2]}, graph=graph, optimizer=optimizer)
     torch.testing.assert_close(model(IMAGE), before, rtol=1e-10, atol=1e-10)
-    for title, (_, sizes) in groups.items():
+    for title, group in groups.items():
+        sizes = group.sizes
         block: Any = model.get_submodule(title)
         inner = 3 * sizes[0]
         assert (block.conv2.groups, block.conv2.in_channels, block.conv2.out_channels) == (3, inner, inner)
         assert (block.conv1.out_channels, block.conv3.in_channels, block.norm2.num_features) == (inner,) * 3
         assert block.relu2.switch.theta.shape == (3,)
     assert params(model) < count
-    assert branch_groups(model) == {title: (name, sizes[:3]) for title, (name, sizes) in groups.items()}
+    assert branch_groups(model) == {t: Channels(group.name, group.sizes[:3]) for t, group in groups.items()}
     torch.testing.assert_close(pared.fold(model, IMAGE)(IMAGE), before, rtol=1e-10, atol=1e-10)
     step(model, optimizer)  # the optimizer follows
 
@@ -205,11 +208,11 @@ def test_layers_read_all_that_was_made_before_them(bottleneck: bool) -> None:
         features.append(layer.conv2(layer.norm2(y).relu()) if bottleneck else y)
     torch.testing.assert_close(block(x), torch.cat(features, 1))
     assert input_groups(model) == {
-        "1.layers.1": ("1.layers.1.relu1", (6, 4)),
-        "1.layers.2": ("1.layers.2.relu1", (6, 4, 4)),
-        "3.layers.1": ("3.layers.1.relu1", (9, 4)),
+        "1.layers.1": Channels("1.layers.1.relu1", (6, 4)),
+        "1.layers.2": Channels("1.layers.2.relu1", (6, 4, 4)),
+        "3.layers.1": Channels("3.layers.1.relu1", (9, 4)),
     }
-    assert input_groups(block)["layers.1"] == ("layers.1.relu1", (6, 4))
+    assert input_groups(block)["layers.1"] == Channels("layers.1.relu1", (6, 4))
 
 
 @pytest.mark.parametrize("bottleneck", [True, False])
@@ -223,8 +226,8 @@ def test_inputs_leave(bottleneck: bool, lost: int, tmp_path: Path) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     step(model, optimizer)
     before = model(IMAGE)
-    for title, (_, sizes) in groups.items():
-        layer = model.get_submodule(title)
+    for title, group in groups.items():
+        sizes, layer = group.sizes, model.get_submodule(title)
         assert isinstance(layer, DenseLayer)
         plan = layer.without([lost], sizes, title)
         apply(Plan.from_json(plan.to_json()), model, optimizer=optimizer)
@@ -236,7 +239,7 @@ def test_inputs_leave(bottleneck: bool, lost: int, tmp_path: Path) -> None:
     torch.testing.assert_close(model(IMAGE), before, rtol=1e-10, atol=1e-10)
     assert gate.theta.shape == (2,)
     assert gate.awake.tolist() == [number for number in range(3) if number != lost]
-    assert input_groups(model)["1.layers.2"][1] == ((4, 4) if lost == 0 else (6, 4))
+    assert input_groups(model)["1.layers.2"].sizes == ((4, 4) if lost == 0 else (6, 4))
     fresh = small_densenet(bottleneck)
     put_gates(fresh, groups, lost)
     fresh.get_submodule("1.layers.2.relu1.switch").register_buffer("awake", torch.arange(3))

@@ -1,6 +1,5 @@
 """A paper assembled from the rooms below: one file each, one table of all of them."""
 
-from pared.methods.components import Channels
 from pared.methods.deep_r import DeepR
 from pared.methods.gates import Gates
 from pared.methods.gradual import GradualMagnitude
@@ -57,7 +56,6 @@ __all__ = [
     "SNIP",
     "UNIT_METHODS",
     "WEIGHT_METHODS",
-    "Channels",
     "DeepR",
     "Event",
     "Gates",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from torch import nn
 
@@ -11,22 +11,9 @@ from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods.costs import Cost, Costs
 from pared.methods.session import Event
 from pared.methods.unit_session import UnitSession, switch_parameters
-from pared.nn import Gate, Gated, Switched
+from pared.nn import Channels, Gate, Gated, Switched
 from pared.surgery import Example, Graph, Slot, leading_to, remove_idle, stand_in
 from pared.surgery.stand_in import Kind
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Segments of the channels that module `name` gives compete: branches of a grouped convolution, heads, inputs.
-
-    `sizes` are the channels of each segment, in order, along axis `dim` of the module's result.
-    """
-
-    name: str
-    sizes: tuple[int, ...]
-    dim: int = 1
-
 
 #: Who competes with whom, by title: modules by name, or segments of what one gives.
 Groups = Mapping[str, Sequence[str] | Channels]
@@ -90,6 +77,30 @@ def members_of(model: nn.Module, gate: Gate) -> dict[str, Gated]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Gated) and module.gate is gate}
 
 
+@runtime_checkable
+class Loser(Protocol):
+    """A module that says itself what leaves when components of the gate inside of it do, as a layer of a dense block."""
+
+    def without(self, gone: Sequence[int], sizes: Sequence[int], name: str) -> surgery.Plan:
+        """Return the plan by which the components `gone`, of the channels `sizes`, leave this module, called `name`."""
+        ...
+
+
+def loser_of(model: nn.Module, gate: Gate) -> tuple[str, Loser] | None:
+    """Return the innermost module around `gate` that says what leaves with its components, by name, if there is one."""
+    paths = [name for name, module in model.named_modules() if module is gate]
+    for name in reversed(list(_around(paths[0]))) if paths else ():
+        module = model.get_submodule(name)
+        if isinstance(module, Loser):
+            return name, module
+    return None
+
+
+def sizes_of(gate: Gate) -> list[int]:
+    """Return how many channels each component has."""
+    return [1] * len(gate.theta) if gate.sizes is None else gate.sizes.tolist()
+
+
 class GateCosts(Costs):
     """What a component costs: a segment of channels what leaves with it, a module what leads to it and to no other."""
 
@@ -107,9 +118,22 @@ class GateCosts(Costs):
                 each[title] = self.unit(self.graph.at(slots[title].tensor, slots[title].axis))
             elif members := list(members_of(self.model, gate)):
                 each[title] = sum(map(self._module, members)) / len(members)
+            elif (loser := loser_of(self.model, gate)) is not None and len(gate.theta) > 1:
+                name, module = loser
+                plans = [module.without([place], sizes_of(gate), name) for place in range(len(gate.theta))]
+                each[title] = sum(map(self._plan, plans)) / len(plans)
         count = sum(int(self.gates[title].alive.sum()) for title in each)
         mean = sum(cost * int(self.gates[title].alive.sum()) for title, cost in each.items()) / max(count, 1)
         return {title: cost / mean if mean else 1.0 for title, cost in each.items()}
+
+    def _plan(self, plan: surgery.Plan) -> float:
+        held, own = surgery.tensors(self.model), switch_parameters(self.model)
+        shares = {g.tensor: 1.0 - len(g.index) / held[g.tensor].shape[g.axis] for g in plan.gathers}
+        if self.cost == "parameters":
+            named = dict(self.model.named_parameters())
+            return sum(named[t].numel() * share for t, share in shares.items() if t in named and t not in own)
+        steps = [(step, value.tensor) for step in self.graph.program.steps for value in step.values()]
+        return sum(self.price(step) * shares[tensor] for step, tensor in steps if tensor in shares)
 
     def _module(self, name: str) -> float:
         steps = leading_to(self.graph.program, name)
@@ -136,6 +160,30 @@ class Members:
                 event = Event(session.steps, title, len(gone), len(members) - len(gone), tuple(gone))
                 session.tell(event)
                 session.recount()
+            if not members and title not in session.slots and not bool(gate.alive.all()):
+                self._lose(session, title, gate)
+
+    def _lose(self, session: UnitSession, title: str, gate: Gate) -> None:
+        """Let the module around a gate lose what is dead."""
+        gone = gate.alive.logical_not().nonzero().flatten().tolist()
+        if self._without(session, title, gone):
+            session.tell(Event(session.steps, title, len(gone), len(gate.theta), tuple(gone)))
+
+    def _without(self, session: UnitSession, title: str, gone: Sequence[int]) -> bool:
+        loser = loser_of(session.net, session.gates[title])
+        if loser is None or not gone:
+            return False
+        name, module = loser
+        plan = module.without(gone, sizes_of(session.gates[title]), name)
+        surgery.apply(plan, session.model, optimizer=session.optimizer, ema=session.followers)
+        session.kept[title] = [factor for place, factor in enumerate(session.kept[title]) if place not in set(gone)]
+        self.trace(session)
+        return True
+
+    def trace(self, session: UnitSession) -> None:
+        """Let the session's graph be true again, and count."""
+        session.graph = session.costs.graph = surgery.graph(session.net, self.example)
+        session.recount()
 
     def _remove(self, session: UnitSession, name: str) -> bool:
         """Remove the largest module around a silent one that can be."""
@@ -154,7 +202,7 @@ class Members:
         """Return what stands where, JSON-able."""
         return [list(pair) for pair in self.removed]
 
-    def load(self, session: UnitSession, saved: Sequence[Any]) -> None:
+    def load(self, session: UnitSession, saved: Sequence[Any], kept: Mapping[str, Sequence[int]]) -> None:
         """Let the same stand in a session that was freshly bound.
 
         Raises:
@@ -170,8 +218,15 @@ class Members:
             stand_in({name: kind}, session.net, optimizer=session.optimizer, ema=session.followers)
         self.removed[:] = pairs
         if new:
-            session.graph = session.costs.graph = surgery.graph(session.net, self.example)
-            session.recount()
+            self.trace(session)
+        for title, gone in self._lost(session, kept).items():
+            self._without(session, title, gone)
+
+    def _lost(self, session: UnitSession, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Where, among what gates without a slot have now, the components are that a saved session no longer had."""
+        gates = (title for title, gate in session.gates.items() if loser_of(session.net, gate) is not None)
+        mine = {title: session.kept[title] for title in gates if title not in session.slots and title in kept}
+        return {t: [p for p, factor in enumerate(held) if factor not in kept[t]] for t, held in mine.items()}
 
 
 def _around(name: str) -> Iterator[str]:

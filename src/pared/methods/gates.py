@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.binding import bind_switches, check_strength
-from pared.methods.components import GateCosts, Groups, Members, add_gates, gates_of, members_of
+from pared.methods.components import GateCosts, Groups, Members, add_gates, gates_of, loser_of, members_of
 from pared.methods.costs import Cost, check_cost
 from pared.methods.method import UnitMethod
 from pared.methods.parts import Parts
@@ -86,7 +86,8 @@ class Gates(UnitMethod):
                 place_switches(model, example, self._unit_gate)
             gates, graph = gates_of(model, titles), surgery.graph(model, example)
             paths = {id(module): name for name, module in model.named_modules()}
-            alone = {title: paths[id(gate)] for title, gate in gates.items() if not members_of(model, gate)}
+            others = [t for t, gate in gates.items() if members_of(model, gate) or loser_of(model, gate) is not None]
+            alone = {title: paths[id(gate)] for title, gate in gates.items() if title not in others}
             for path, reason in refusals(graph, model, list(alone.values())).items():
                 raise SurgeryError(f"gate {path!r} cannot lose a component: {reason}")
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
@@ -116,7 +117,7 @@ class _Norms:
         """Return strength · the sum of the norms, each weighed by what a component of the group costs."""
         weights = session.weights
         norms = [gate.penalty(self.p) * weights[title] for title, gate in session.gates.items() if title in weights]
-        return session.strength * torch.stack(norms).sum()
+        return session.strength * sum(norms, start=torch.zeros((), device=next(session.model.parameters()).device))
 
     def press(self, session: UnitSession) -> None:
         """Do nothing: the optimizer's step is all."""

@@ -1,6 +1,6 @@
 """What a method brings to a session: what can die, what presses on it, and who judges."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,8 +53,8 @@ class Components(Protocol):
         """Return what was removed, JSON-able, in order."""
         ...
 
-    def load(self, session: "UnitSession", saved: Sequence[Any]) -> None:
-        """Remove what was `saved` from a session that was freshly bound.
+    def load(self, session: "UnitSession", saved: Sequence[Any], kept: Mapping[str, Sequence[int]]) -> None:
+        """Remove what was `saved`, and what is not among the `kept`, from a session that was freshly bound.
 
         Raises:
             RunError: it comes from another network; nothing was changed.

@@ -218,7 +218,7 @@ class UnitSession(Session):
         """
         check_format(state, FORMAT)
         if self.components is not None:
-            self.components.load(self, state["components"])
+            self.components.load(self, state["components"], state["kept"])
         model = self.net
         created = [name for name in state["created"] if name not in model.state_dict()]
         keep = self._still_kept(state["kept"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError, SurgeryError
 from pared.models.drawing import conv, linear
-from pared.nn import Switch
+from pared.nn import Channels, Switch
 from pared.surgery import Gather, Plan, Resize
 from pared.surgery.graph import state_of
 
@@ -158,18 +158,18 @@ def densenet(
     return nn.Sequential(*parts, *last, linear(before, outputs, generator))
 
 
-def input_groups(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+def input_groups(model: nn.Module) -> dict[str, Channels]:
     """Return which inputs of layers of `model` compete, by the name of their layer: one group for each that reads several.
 
-    Each is the module behind whose result a gate stands, with channels on axis 1, and the channels of each input.
+    Each stands behind the module's first relu, and takes the channels of each input.
     """
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    found: dict[str, Channels] = {}
     for name, block in model.named_modules():
         layers: list[Any] = list(block.layers) if isinstance(block, DenseBlock) else []
         made = [layer.norm1.num_features for layer in layers[:1]]  # the first reads the block's input, and it alone
         for number, layer in enumerate(layers):
             if len(layer.inputs) > 1:
                 title = f"{name}.layers.{number}".lstrip(".")
-                found[title] = (f"{title}.relu1", tuple(made[place] for place in layer.inputs))
+                found[title] = Channels(f"{title}.relu1", tuple(made[place] for place in layer.inputs))
             made.append(layer.growth)
     return found

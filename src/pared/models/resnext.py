@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.models.drawing import conv, linear
+from pared.nn import Channels
 
 
 class BranchedBlock(nn.Module):
@@ -86,13 +87,13 @@ def resnext(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(before, outputs, generator))
 
 
-def branch_groups(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+def branch_groups(model: nn.Module) -> dict[str, Channels]:
     """Return which channels of `model` are branches that compete, by the name of their block: one group for each.
 
-    Each is the module behind whose result a gate stands, with channels on axis 1, and the channels of each branch.
+    Each stands behind the block's second relu, and takes the channels of each branch.
     """
     return {
-        name: (f"{name}.relu2", (block.conv2.out_channels // block.conv2.groups,) * block.conv2.groups)
+        name: Channels(f"{name}.relu2", (block.conv2.out_channels // block.conv2.groups,) * block.conv2.groups)
         for name, block in model.named_modules()
         if isinstance(block, BranchedBlock)
     }

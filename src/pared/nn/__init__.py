@@ -2,7 +2,7 @@
 
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
-from pared.nn.gated import Competition, Gated, drop_branches
+from pared.nn.gated import Channels, Competition, Gated, drop_branches
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.scale import Scale
@@ -13,6 +13,7 @@ from pared.nn.zero import Zero
 
 __all__ = [
     "BatchMajor",
+    "Channels",
     "Competition",
     "Gate",
     "Gated",

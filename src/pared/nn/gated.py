@@ -1,6 +1,7 @@
 """Modules whose results compete: each is multiplied by its share of a gate."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,18 @@ from torch import Tensor, nn
 from pared.errors import ConfigError
 from pared.nn.gate import Gate
 from pared.nn.zero import Zero
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Segments of the channels that module `name` gives compete: branches of a grouped convolution, heads, inputs.
+
+    `sizes` are the channels of each segment, in order, along axis `dim` of the module's result.
+    """
+
+    name: str
+    sizes: tuple[int, ...]
+    dim: int = 1
 
 
 class Gated(nn.Module):

@@ -4,7 +4,9 @@ from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
+from pared.nn.mask_connect import MaskConnect
 from pared.nn.select import Select
+from pared.nn.softmax_gate import SoftmaxGate
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
@@ -14,7 +16,9 @@ __all__ = [
     "Gate",
     "HardConcrete",
     "KernelSwitch",
+    "MaskConnect",
     "Select",
+    "SoftmaxGate",
     "SparseLinear",
     "Switch",
     "Switched",

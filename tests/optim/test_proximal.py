@@ -86,7 +86,7 @@ def test_a_step_is_the_optimizers_and_then_the_proximal_one(base: str, prox: str
 
 def test_without_strength_it_is_the_optimizer(base: str) -> None:
     mine, twin = net(), net()
-    train(mine, bound(mine, base, strength=0.0), 3)
+    train(mine, Proximal(OPTIMIZERS[base](mine), lambda w, t: w * t, 0.0), 3)
     train(twin, OPTIMIZERS[base](twin), 3)
     assert equal(mine, twin)
 

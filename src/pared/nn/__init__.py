@@ -5,8 +5,10 @@ from pared.nn.gate import Gate
 from pared.nn.gated import Channels, Competition, Gated, drop_branches
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
+from pared.nn.mask_connect import MaskConnect
 from pared.nn.scale import Scale
 from pared.nn.select import Select
+from pared.nn.softmax_gate import SoftmaxGate
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
@@ -19,8 +21,10 @@ __all__ = [
     "Gated",
     "HardConcrete",
     "KernelSwitch",
+    "MaskConnect",
     "Scale",
     "Select",
+    "SoftmaxGate",
     "SparseLinear",
     "Switch",
     "Switched",

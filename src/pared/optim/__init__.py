@@ -1,8 +1,9 @@
-"""Optimizers that hold weights on a sphere: `torch.optim.Optimizer`, the whole contract."""
+"""Optimizers that hold weights on a sphere, and proximal steps behind any other: `torch.optim.Optimizer`, the whole contract."""
 
 from pared.optim.groups import lp_groups
 from pared.optim.lp_sgd import LpSGD
+from pared.optim.proximal import Proximal
 from pared.optim.schedules import piecewise_linear, triangular
 from pared.optim.sphere_sgd import SphereSGD
 
-__all__ = ["LpSGD", "SphereSGD", "lp_groups", "piecewise_linear", "triangular"]
+__all__ = ["LpSGD", "Proximal", "SphereSGD", "lp_groups", "piecewise_linear", "triangular"]

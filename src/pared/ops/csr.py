@@ -18,10 +18,13 @@ from pared.errors import ConfigError
 from pared.native import csr as native
 from pared.ops import csr_torch
 from pared.ops.pattern import rows_of
+from pared.ops.plain import plain
 
 
 def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: Tensor | None) -> Tensor:
     """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
+    if plain(x, values, bias, *pattern[:3]):
+        return _product_now(x, values, bias, *pattern[:3])  # pyright: ignore[reportArgumentType]
     return (_plain_product if _forward() else _product)(x, values, bias, *pattern)  # pyright: ignore[reportArgumentType]
 
 
@@ -65,6 +68,14 @@ def _plain_dots(dy: Tensor, x: Tensor, crow: Tensor, col: Tensor, perm: Tensor |
     return found if perm is None else torch.zeros_like(found).index_copy(0, perm.long(), found)
 
 
+def _product_now(
+    x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, perm: Tensor | None
+) -> Tensor:
+    kernels = native if native.serves(x) else csr_torch
+    offset = None if bias is None else bias.contiguous()
+    return kernels.product(crow, col, perm, values.contiguous(), offset, x.contiguous())
+
+
 @torch.library.custom_op("pared::csr_product", mutates_args=())
 def _product(
     x: Tensor,
@@ -78,9 +89,7 @@ def _product(
     perm_t: Tensor | None,
 ) -> Tensor:
     _refuse_forward()
-    kernels = native if native.serves(x) else csr_torch
-    offset = None if bias is None else bias.contiguous()
-    return kernels.product(crow, col, perm, values.contiguous(), offset, x.contiguous())
+    return _product_now(x, values, bias, crow, col, perm)
 
 
 @torch.library.custom_op("pared::csr_dots", mutates_args=())

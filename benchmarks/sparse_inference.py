@@ -6,9 +6,9 @@ The network is a multilayer perceptron 784-W-W-W-10 with biases and ReLU; its th
 the outputs is dense, behind a `BatchMajor`. Ours runs in `torch.inference_mode()`, with our kernels ("native") or torch's
 sparse CSR ("torch"). Its rivals have all weights, zeros too: torch ("dense"), the same through torch.compile ("compiled"),
 and the graph that `pared.export` writes in onnxruntime ("onnxruntime") and OpenVINO ("openvino"); SciPy's CSR matrices
-("scipy") have those that are not 0. A claim's ratio is the minimum of a rival over that of ours, with a bar to reach
-against dense torch and onnxruntime at 95 % zeros and batches of 32 and 256; what the others took stands beside it. All
-outputs must agree with dense torch's, or nothing is printed.
+("scipy") have those that are not 0. A claim's ratio is the minimum of a rival over that of ours (of time passed or
+processor time, whichever gives less), with a bar to reach against dense torch and onnxruntime at 95 % zeros and batches of
+32 and 256; what the others took stands beside it. All outputs must agree with dense torch's, or nothing is printed.
 
 OpenVINO is no dependency: `pip install openvino` and it takes part. It computes in float32 here, as all others do; its
 CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE, which packs zeros away, is for 8-bit weights on processors with AMX only.
@@ -165,7 +165,7 @@ def rivals_here(*, quick: bool) -> dict[str, str]:
 def main() -> None:
     arguments = options(__doc__, "width 1024, three sparsities, without torch.compile", BARS, (1, *BATCHES))
     rivals = rivals_here(quick=arguments.quick)
-    widths = [w for w in BARS if arguments.width in (None, w) and (w == 1024 or not arguments.quick)]
+    widths = [arguments.width] if arguments.width else [1024] if arguments.quick else [*BARS]
     batches = [b for b in (1, *BATCHES) if arguments.batch in (None, b)]
     claims: list[Claim] = []
     with threads(1), warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,8 @@ from pared.nn import BatchMajor, SparseLinear
 
 INPUTS, OUTPUTS = 784, 10
 Claim = dict[str, Any]
+#: Seconds that passed, and those that the processor worked.
+Turns = list[tuple[float, float]]
 
 
 def sparse_network(width: int, sparsity: float) -> nn.Sequential:
@@ -51,34 +53,40 @@ def without_native(call: Callable[[], Any]) -> Callable[[], Any]:
     return inside
 
 
-def take_turns(
-    calls: dict[str, Callable[[], object]], often: Collection[str], seconds: float
-) -> dict[str, list[float]]:
+def take_turns(calls: dict[str, Callable[[], object]], often: Collection[str], seconds: float) -> dict[str, Turns]:
     """Return each call's times; those not in `often` have every fourth turn. There are 12 turns at least.
 
     What uses more processor time than has passed computes on several threads, and ends the benchmark.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    used = dict.fromkeys(calls, 0.0)
+    times: dict[str, Turns] = {name: [] for name in calls}
     began, number = time.perf_counter(), 0
     while number < 12 or time.perf_counter() - began < seconds:
         for name, call in calls.items():
             if number % 4 == 0 or name in often:
                 start, busy = time.perf_counter(), time.process_time()
                 call()
-                used[name] += time.process_time() - busy
-                times[name].append(time.perf_counter() - start)
+                busy = time.process_time() - busy
+                times[name].append((time.perf_counter() - start, busy))
         number += 1
-    for name, busy in used.items():
-        if busy > 1.2 * sum(times[name]):
-            raise SystemExit(f"{name} used {busy / sum(times[name]):.2f} threads, not one")
+    for name, turns in times.items():
+        passed, used = (sum(one) for one in zip(*turns, strict=True))
+        if used > 1.2 * passed:
+            raise SystemExit(f"{name} used {used / passed:.2f} threads, not one")
     return times
 
 
-def claim(name: str, times: dict[str, list[float]], path: str, rival: str, bar: float | None) -> Claim:
-    """Return how much faster our `path` is than `rival`, by the minima, and what all took."""
-    best = {one: min(t) for one, t in times.items()}
-    ratio = best[rival] / best[path]
+def claim(name: str, times: dict[str, Turns], path: str, rival: str, bar: float | None) -> Claim:
+    """Return how much faster our `path` is than `rival`, by the minima, and what all took.
+
+    The ratio is the smaller one of that of the time that passed and that of processor time: where others use the processor
+    too, long calls are always interrupted, and short ones are not.
+    """
+    passed = {one: [turn[0] for turn in turns] for one, turns in times.items()}
+    best = {one: min(t) for one, t in passed.items()}
+    busy = {one: min(turn[1] for turn in turns) for one, turns in times.items()}
+    by_wall = best[rival] / best[path]
+    by_processor = busy[rival] / busy[path] if busy[path] > 0 else by_wall  # where its clock is too coarse
+    ratio = min(by_wall, by_processor)
     return {
         "name": name,
         "ratio": ratio,
@@ -86,7 +94,8 @@ def claim(name: str, times: dict[str, list[float]], path: str, rival: str, bar: 
         "holds": bar is None or ratio >= bar,
         "detail": {
             "milliseconds, minimum": {one: round(1e3 * t, 3) for one, t in best.items()},
-            "times faster, by medians": median(times[rival]) / median(times[path]),
+            "times faster, by medians": median(passed[rival]) / median(passed[path]),
+            "times faster, by time passed and processor time": [round(by_wall, 2), round(by_processor, 2)],
             "times faster than": {r: round(t / best[path], 2) for r, t in best.items() if r not in ("native", "torch")},
             "times measured": {one: len(t) for one, t in times.items()},
         },

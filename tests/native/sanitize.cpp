@@ -36,7 +36,7 @@ bool close(const T* got, const std::vector<double>& expected, const char* what) 
 
 template <class T, class Product, class Dots, class Backward>
 bool once(Product product, Dots dots, Backward backward) {
-    const int64_t rows = pick(1, 40), inner = pick(1, 90), batch = pick(0, 9) ? pick(1, 300) : pick(0, 17);
+    const int64_t rows = pick(1, 40), inner = pick(1, 90), batch = pick(0, 9) > 1 ? pick(1, 300) : pick(0, 1) ? pick(0, 17) : 1;
     const double density = std::uniform_real_distribution<double>(0, pick(0, 2) / 2.0)(engine);
     std::vector<int32_t> crow{0}, col;
     for (int64_t r = 0; r < rows; ++r) {
@@ -96,6 +96,17 @@ bool once(Product product, Dots dots, Backward backward) {
     good = good && product(rows, inner, batch, entries, crow.data(), columns, perm.get(), values.get(), nullptr,
                            gathered.get(), out.get(), isa, threads) == BAD_PATTERN;
     if (!good) std::printf("rows %ld, inner %ld, batch %ld, isa %d, threads %d\n", rows, inner, batch, isa, threads);
+    return good;
+}
+
+template <class T, class Turn>
+bool once_turned(Turn turn) {
+    const int64_t rows = pick(0, 70), columns = pick(0, 70);
+    auto from = numbers<T>(rows * columns), to = numbers<T>(rows * columns);
+    bool good = turn(rows, columns, from.get(), to.get(), pick(-1, 2), pick(1, 4)) == 0;
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) good = good && to[c * rows + r] == from[r * columns + c];
+    if (!good) std::printf("the transpose of %ld rows and %ld columns is another one\n", rows, columns);
     return good;
 }
 
@@ -173,6 +184,8 @@ int main() {
             return 1;
     for (int n = 0; n < 1500; ++n)
         if (!once_on_sphere<float>(pared_sphere_f32) || !once_on_sphere<double>(pared_sphere_f64)) return 1;
-    std::printf("3000 random patterns and 3000 steps on spheres, best instruction set %d: nothing found\n", pared_best_isa());
+    for (int n = 0; n < 1500; ++n)
+        if (!once_turned<float>(pared_turn_f32) || !once_turned<double>(pared_turn_f64)) return 1;
+    std::printf("3000 random patterns, 3000 transposes and 3000 steps on spheres, best instruction set %d: nothing found\n", pared_best_isa());
     return 0;
 }

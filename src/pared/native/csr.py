@@ -13,12 +13,13 @@ from torch import Tensor
 from pared.errors import ConfigError
 from pared.native.loading import Library, library
 
-_SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
+#: What kernels of these numbers are called.
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels are there and take tensors like `x`."""
-    return x.dtype in _SUFFIX and x.device.type == "cpu" and library() is not None
+    return x.dtype in SUFFIX and x.is_cpu and library() is not None
 
 
 def product(
@@ -30,7 +31,7 @@ def product(
         ConfigError: a tensor is not what the kernel takes.
     """
     sizes = _check_pattern(crow, col, perm, x)
-    _check_numbers(x, {"values": (values, (sizes[3],)), "bias": (bias, (sizes[0],))})
+    _check_numbers(x, values=(values, (sizes[3],)), bias=(bias, (sizes[0],)))
     out = x.new_empty((sizes[0], sizes[2]))
     _call("product", x, sizes, (crow, col, perm, values, bias, x, out), isa)
     return out
@@ -43,7 +44,7 @@ def dots(crow: Tensor, col: Tensor, perm: Tensor | None, held: Tensor, x: Tensor
         ConfigError: a tensor is not what the kernel takes.
     """
     sizes = _check_pattern(crow, col, perm, x)
-    _check_numbers(x, {"held": (held, (sizes[0], sizes[2]))})
+    _check_numbers(x, held=(held, (sizes[0], sizes[2])))
     out = x.new_empty(sizes[3])
     _call("dots", x, sizes, (crow, col, perm, held, x, out), isa)
     return out
@@ -58,7 +59,7 @@ def backward(
         ConfigError: a tensor is not what the kernel takes.
     """
     sizes = _check_pattern(crow, col, perm, x)
-    _check_numbers(x, {"values": (values, (sizes[3],)), "held": (held, (sizes[0], sizes[2]))})
+    _check_numbers(x, values=(values, (sizes[3],)), held=(held, (sizes[0], sizes[2])))
     out, dotted = x.new_empty((sizes[0], sizes[2])), x.new_empty(sizes[3])
     _call("backward", x, sizes, (crow, col, perm, values, held, x, out, dotted), isa)
     return out, dotted
@@ -66,33 +67,28 @@ def backward(
 
 def _check_pattern(crow: Tensor, col: Tensor, perm: Tensor | None, x: Tensor) -> tuple[int, int, int, int]:
     """Return rows, inner size, batch and entries."""
-    if (
-        x.ndim != 2
-        or crow.ndim != 1
-        or col.ndim != 1
-        or len(crow) < 1
-        or (perm is not None and perm.shape != col.shape)
-    ):
+    ends = crow.shape[0] if crow.ndim == 1 else 0
+    if x.ndim != 2 or col.ndim != 1 or ends < 1 or (perm is not None and perm.shape != col.shape):
         shapes = [None if t is None else tuple(t.shape) for t in (x, crow, col, perm)]
         raise ConfigError(f"expected x (features, batch), crow (rows + 1,), col and perm (entries,); got {shapes}")
     for name, index in (("crow", crow), ("col", col), ("perm", perm)):
-        if index is not None and (
-            index.dtype != torch.int32 or index.device.type != "cpu" or not index.is_contiguous()
-        ):
+        if index is not None and not (index.dtype is torch.int32 and index.is_cpu and index.is_contiguous()):
             raise ConfigError(
                 f"{name} must be a contiguous int32 tensor on the CPU, got {index.dtype} on {index.device}"
             )
-    return len(crow) - 1, x.shape[0], x.shape[1], len(col)
+    inner, batch = x.shape
+    return ends - 1, inner, batch, col.shape[0]
 
 
-def _check_numbers(x: Tensor, others: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+def _check_numbers(x: Tensor, **others: tuple[Tensor | None, tuple[int, ...]]) -> None:
     """Make sure that all numbers are of one type that there is a kernel for, in the shapes that are given."""
-    if x.dtype not in _SUFFIX or x.device.type != "cpu" or not x.is_contiguous():
+    dtype = x.dtype
+    if dtype not in SUFFIX or not x.is_cpu or not x.is_contiguous():
         raise ConfigError(f"x must be contiguous float32 or float64 on the CPU, got {x.dtype} on {x.device}")
     for name, (tensor, shape) in others.items():
         if tensor is None:
             continue
-        if tensor.dtype != x.dtype or tensor.device != x.device or not tensor.is_contiguous() or tensor.shape != shape:
+        if tensor.dtype is not dtype or not tensor.is_cpu or not tensor.is_contiguous() or tensor.shape != shape:
             raise ConfigError(
                 f"{name} must be contiguous {x.dtype} on {x.device} of shape {shape}; got {tensor.dtype} on "
                 f"{tensor.device} of shape {tuple(tensor.shape)}"
@@ -105,7 +101,7 @@ def _call(name: str, x: Tensor, sizes: tuple[int, ...], tensors: tuple[Tensor | 
     if opened is None:
         raise ConfigError("the compiled kernels are not there; see pared.show_config()")
     pointers = [None if t is None else t.data_ptr() for t in tensors]
-    code = opened.functions[f"pared_{name}_{_SUFFIX[x.dtype]}"](*sizes, *pointers, isa, torch.get_num_threads())
+    code = opened.functions[f"pared_{name}_{SUFFIX[x.dtype]}"](*sizes, *pointers, isa, torch.get_num_threads())
     if code == 1:
         raise MemoryError(f"no memory for the scratch of a sparse {name} with {sizes[2]} columns")
     if code:

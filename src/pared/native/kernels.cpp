@@ -1,4 +1,5 @@
-// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), and steps on the L_p sphere (sphere.inc).
+// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), transposes (turn.inc), and steps on the L_p sphere
+// (sphere.inc).
 //
 // Products are for features-major activations: row f of a (features, batch) matrix is one feature of all samples, so that
 // an entry of the pattern works on whole registers of samples.
@@ -42,7 +43,7 @@
 
 namespace {
 
-constexpr int VERSION = 3;
+constexpr int VERSION = 4;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -124,6 +125,7 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
 #endif
 namespace {
 #include "sweep.inc"
+#include "turn.inc"
 #include "sphere.inc"
 }
 #undef PARED_ISA
@@ -146,6 +148,7 @@ namespace {
 #define PARED_BOTH 4
 namespace {
 #include "sweep.inc"
+#include "turn.inc"
 #include "sphere.inc"
 }
 #undef PARED_ISA
@@ -166,6 +169,7 @@ namespace {
 #define PARED_BOTH 8
 namespace {
 #include "sweep.inc"
+#include "turn.inc"
 #include "sphere.inc"
 }
 #if defined(__clang__)
@@ -211,6 +215,13 @@ template <class T, bool product, bool dots>
 int part(const Task<T>& task, int64_t entries, int isa, int64_t first, int64_t last) {
     if (first >= last) return 0;
     if (!sound(task, entries, isa, first, last)) return BAD_PATTERN;
+    if constexpr (product && !dots)
+        if (task.batch == 1) {
+#if defined(PARED_X86)
+            if (isa >= 1) return avx2::line<T>(task, first, last);
+#endif
+            return portable::line<T>(task, first, last);
+        }
     if (task.batch < 16 / int64_t(sizeof(T))) return part_narrow<T, product, dots>(task, first, last);
 #if defined(PARED_X86)
     if (isa >= 2 && task.batch >= 64 / int64_t(sizeof(T))) return avx512::part<T, product, dots>(task, first, last);
@@ -279,6 +290,25 @@ int run(const Task<T>& task, int64_t entries, int isa, int threads) {
 }
 
 template <class T>
+int turn_part(const T* from, T* to, int64_t rows, int64_t columns, int isa, int64_t first, int64_t last) {
+#if defined(PARED_X86)
+    if (isa >= 2) return avx512::turn<T>(from, to, rows, columns, first, last);
+    if (isa >= 1) return avx2::turn<T>(from, to, rows, columns, first, last);
+#endif
+    return portable::turn<T>(from, to, rows, columns, first, last);
+}
+
+template <class T>
+int turn(const T* from, T* to, int64_t rows, int64_t columns, int isa, int threads) {
+    const int best = best_isa();
+    if (isa < 0 || isa > best) isa = best;
+    const int count = threads_for(rows * columns, columns, threads);
+    return spread(count, [&](int number) {
+        return turn_part<T>(from, to, rows, columns, isa, columns * number / count, columns * (number + 1) / count);
+    });
+}
+
+template <class T>
 int step_part(const Sphere<T>& task, int isa, int64_t first, int64_t last) {
 #if defined(PARED_X86)
     if (isa >= 2 && task.columns >= 64 / int64_t(sizeof(T))) return avx512::step<T>(task, first, last);
@@ -343,6 +373,15 @@ PARED_DOTS(pared_dots_f32, float)
 PARED_DOTS(pared_dots_f64, double)
 PARED_BACKWARD(pared_backward_f32, float)
 PARED_BACKWARD(pared_backward_f64, double)
+
+// to (columns, rows) = the transpose of from (rows, columns); the two do not overlap.
+#define PARED_TURN(name, T)                                                                                                 \
+    PARED_EXPORT int name(int64_t rows, int64_t columns, const T* from, T* to, int isa, int threads) {                      \
+        return turn<T>(from, to, rows, columns, isa, threads);                                                              \
+    }
+
+PARED_TURN(pared_turn_f32, float)
+PARED_TURN(pared_turn_f64, double)
 
 // One step on the sphere: momentum, dual vector and weight, each (rows, columns), change in place; see Sphere.
 #define PARED_SPHERE(name, T)                                                                                               \

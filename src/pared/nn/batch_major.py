@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 
+from pared.ops.plain import plain
+from pared.ops.turn import turned
+
 
 class BatchMajor(nn.Module):
     """Return its input, contiguous, and hand gradients back as sparse layers read them: put it before what is dense.
@@ -20,6 +23,8 @@ class BatchMajor(nn.Module):
         """Return `x`, row by row in memory."""
         if forward_ad._current_level >= 0:  # torch has no public question, and a Function with a `jvp` does not compile
             return x.clone(memory_format=torch.contiguous_format)
+        if plain(x):
+            return _by_rows(x)
         return _Turn.apply(x)  # pyright: ignore[reportReturnType]
 
 
@@ -28,8 +33,7 @@ class _Turn(Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        # What is contiguous already, as a batch of one is, would come back as a view that nothing may change in place.
-        return x.clone(memory_format=torch.contiguous_format)
+        return _by_rows(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -40,4 +44,12 @@ class _Turn(Function):
         (g,) = grad_outputs
         if g.ndim < 2 or not g.numel():
             return g
-        return g.reshape(-1, g.shape[-1]).t().contiguous().t().reshape(g.shape)
+        return turned(g.reshape(-1, g.shape[-1])).t().reshape(g.shape)
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """Return a contiguous copy."""
+    if not torch.compiler.is_compiling() and x.ndim == 2 and not x.is_contiguous():
+        return turned(x.t())
+    # What is contiguous already, as a batch of one is, would come back as a view that nothing may change in place.
+    return x.clone(memory_format=torch.contiguous_format)

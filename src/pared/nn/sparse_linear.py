@@ -12,6 +12,7 @@ from pared.ops.csr import csr_product
 from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
 from pared.ops.sparse import check
+from pared.ops.turn import turned
 
 _INDICES = ("crow", "col", "crow_t", "col_t", "perm")
 #: The indices that follow from the others, and are not saved.
@@ -194,16 +195,15 @@ class SparseLinear(nn.Module):
         """
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected {self.in_features} features on the last axis, got shape {tuple(x.shape)}")
-        if x.dtype != self.values.dtype and x.device.type in DEVICES and torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.values.dtype)
-        check(x, self.values, self.bias, self.col)
-        features_major = x.reshape(-1, self.in_features).t().contiguous()
-        y = csr_product(
-            features_major, self.values, self.bias, self.crow, self.col, None, self.crow_t, self.col_t, self.perm
-        )
+        values, bias, col = self.values, self.bias, self.col
+        if x.dtype != values.dtype and x.device.type in DEVICES and torch.is_autocast_enabled(x.device.type):
+            x = x.to(values.dtype)
+        check(x, values, bias, col)
+        features_major = turned(x if x.ndim == 2 else x.reshape(-1, self.in_features))
+        y = csr_product(features_major, values, bias, self.crow, col, None, self.crow_t, self.col_t, self.perm)
         if self.witness.on:
             self.witness.see(features_major, y, x)  # pyright: ignore[reportAttributeAccessIssue]
-        return y.t().reshape(*x.shape[:-1], self.out_features)
+        return y.t() if x.ndim == 2 else y.t().reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Say how many of how many weights live."""

@@ -19,6 +19,7 @@ from pared.errors import ConfigError
 from pared.native import csr as native
 from pared.ops import csr_torch
 from pared.ops.pattern import rows_of
+from pared.ops.plain import plain
 
 #: A pattern, by rows and by columns: what comes last in every function here.
 Both = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
@@ -28,6 +29,8 @@ PATTERN = "Tensor crow, Tensor col, Tensor? perm, Tensor crow_t, Tensor col_t, T
 
 def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
     """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
+    if plain(x, values, bias, *pattern[:3]):
+        return _product_now(x, values, bias, *pattern[:3])
     return (_plain_product if _forward() else _product)(x, values, bias, *pattern)
 
 
@@ -71,14 +74,20 @@ def _plain_dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
     return found if perm is None else torch.zeros_like(found).index_copy(0, perm.long(), found)
 
 
+def _product_now(
+    x: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, perm: Tensor | None
+) -> Tensor:
+    kernels = native if native.serves(x) else csr_torch
+    offset = None if bias is None else bias.contiguous()
+    return kernels.product(crow, col, perm, values.contiguous(), offset, x.contiguous())
+
+
 @custom_op(
     "pared::csr_product", mutates_args=(), schema=f"(Tensor x, Tensor values, Tensor? bias, {PATTERN}) -> Tensor"
 )
 def _product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
     _refuse_forward()
-    kernels = native if native.serves(x) else csr_torch
-    offset = None if bias is None else bias.contiguous()
-    return kernels.product(*pattern[:3], values.contiguous(), offset, x.contiguous())
+    return _product_now(x, values, bias, *pattern[:3])
 
 
 @custom_op("pared::csr_dots", mutates_args=(), schema=f"(Tensor dy, Tensor x, {PATTERN}) -> Tensor")

@@ -35,6 +35,10 @@ def check(x: Tensor, values: Tensor, bias: Tensor | None, index: Tensor) -> None
     Raises:
         ConfigError: they differ in type or device, or there are none for it.
     """
+    dtype = values.dtype
+    alike = x.is_cpu and x.dtype is dtype and (bias is None or (bias.is_cpu and bias.dtype is dtype))
+    if alike and dtype in DTYPES and values.is_cpu and index.is_cpu:
+        return  # told quickly, as it is so nearly always
     if values.dtype not in DTYPES:
         raise ConfigError(f"sparse layers compute in float32 or float64, got {values.dtype}; keep them in .float()")
     if values.device.type not in (*DEVICES, "meta"):

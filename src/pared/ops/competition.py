@@ -25,8 +25,16 @@ def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e
 
     Source: differentiable sparsification (arXiv 1910.03201), the regularizer behind equation 5. Deviation: the linear part.
     """
+    return p_root(p_powers(a, p, linear_below=linear_below).sum(dim), p)
+
+
+def p_powers(a: Tensor, p: float = 0.5, *, linear_below: float = 1e-4) -> Tensor:
+    """Return what `p_norm` adds up: a^p, but linear below `linear_below`. Shapes: any."""
     line = linear_below ** (p - 1.0)
-    powers = torch.where(a > linear_below, a.clamp(min=linear_below).pow(p), a * line)
-    total = powers.sum(dim)
+    return torch.where(a > linear_below, a.clamp(min=linear_below).pow(p), a * line)
+
+
+def p_root(total: Tensor, p: float = 0.5) -> Tensor:
+    """Return what `p_norm` makes of its sums: total^(1/p), and 0 of 0, with no gradient. Shapes: any."""
     some = total > 0
     return torch.where(some, total.where(some, torch.ones_like(total)).pow(1.0 / p), torch.zeros_like(total))

@@ -1,7 +1,9 @@
 """Layers that carry structure."""
 
+from pared.nn.adjacency import SparseAdjacency
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
+from pared.nn.graph import Adjacency, FixedAdjacency
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.select import Select
@@ -10,11 +12,14 @@ from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
 
 __all__ = [
+    "Adjacency",
     "BatchMajor",
+    "FixedAdjacency",
     "Gate",
     "HardConcrete",
     "KernelSwitch",
     "Select",
+    "SparseAdjacency",
     "SparseLinear",
     "Switch",
     "Switched",

@@ -3,6 +3,7 @@
 from pared.models.cnn import cnn
 from pared.models.densenet import DenseBlock, DenseLayer, densenet, input_groups
 from pared.models.drawing import kaiming_
+from pared.models.gcn import GCN, gcn
 from pared.models.lenet import lenet
 from pared.models.mlp import mlp
 from pared.models.resnet import BasicBlock, depth_groups, resnet, wide_resnet
@@ -10,6 +11,7 @@ from pared.models.resnext import BranchedBlock, branch_groups, resnext
 from pared.models.vgg import VGG, vgg
 
 __all__ = [
+    "GCN",
     "VGG",
     "BasicBlock",
     "BranchedBlock",
@@ -19,6 +21,7 @@ __all__ = [
     "cnn",
     "densenet",
     "depth_groups",
+    "gcn",
     "input_groups",
     "kaiming_",
     "lenet",

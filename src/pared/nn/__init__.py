@@ -1,8 +1,10 @@
 """Layers that carry structure."""
 
+from pared.nn.adjacency import SparseAdjacency
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
 from pared.nn.gated import Channels, Competition, Gated, drop_branches
+from pared.nn.graph import Adjacency, FixedAdjacency
 from pared.nn.hard_concrete import HardConcrete
 from pared.nn.kernel import KernelSwitch, SwitchedConv1d, SwitchedConv2d, SwitchedConv3d, crop_kernels, switch_kernels
 from pared.nn.mask_connect import MaskConnect
@@ -14,9 +16,11 @@ from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
 
 __all__ = [
+    "Adjacency",
     "BatchMajor",
     "Channels",
     "Competition",
+    "FixedAdjacency",
     "Gate",
     "Gated",
     "HardConcrete",
@@ -25,6 +29,7 @@ __all__ = [
     "Scale",
     "Select",
     "SoftmaxGate",
+    "SparseAdjacency",
     "SparseLinear",
     "Switch",
     "Switched",

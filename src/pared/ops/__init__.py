@@ -5,6 +5,7 @@ from pared.ops.lp import dual_direction, dual_exponent, lp_norm, signed_power
 from pared.ops.pattern import Pattern
 from pared.ops.prox import exclusive_soft_threshold, group_soft_threshold, soft_threshold
 from pared.ops.signs import update_sign_statistics_
+from pared.ops.sinkhorn import sinkhorn
 from pared.ops.sparse import sparse_linear
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "hoyer",
     "lp_norm",
     "signed_power",
+    "sinkhorn",
     "soft_threshold",
     "sparse_linear",
     "update_sign_statistics_",

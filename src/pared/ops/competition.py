@@ -33,6 +33,15 @@ def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e
     """
     if not 0.0 < p < 1.0:
         raise ConfigError(f"p must be above 0 and below 1, got {p}")
-    wide, knot = widened(a), linear_below / a.shape[dim]
-    powers = torch.where(wide > knot, wide.clamp(min=knot).pow(p), wide * knot ** (p - 1.0))
-    return powers.sum(dim).pow(1.0 / p).to(a.dtype)
+    powers = p_powers(widened(a), p, linear_below=linear_below / a.shape[dim])
+    return p_root(powers.sum(dim), p).to(a.dtype)
+
+
+def p_powers(a: Tensor, p: float = 0.5, *, linear_below: float = 1e-4) -> Tensor:
+    """Return what `p_norm` adds up: a^p, but linear below `linear_below`. Shapes: any."""
+    return torch.where(a > linear_below, a.clamp(min=linear_below).pow(p), a * linear_below ** (p - 1.0))
+
+
+def p_root(total: Tensor, p: float = 0.5) -> Tensor:
+    """Return what `p_norm` makes of its sums, total^(1/p); 0 of 0, with no gradient. Shapes: any."""
+    return total.pow(1.0 / p)

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pared.methods import SDR, SET, SNFS, SNIP, DeepR, GradualMagnitude, LpSS, RigL, SNIPDynamic, Static, WeightMethod
 from pared.nn import SparseLinear
+from pared.optim import LpSGD, lp_groups
 from pared.topology import Constant
 
 CASES: dict[str, WeightMethod] = {
@@ -31,7 +32,7 @@ CASES: dict[str, WeightMethod] = {
 }
 
 
-def train(rank: int, method: WeightMethod, *, sparse: bool = False) -> dict[str, Any]:
+def train(rank: int, method: WeightMethod, *, sparse: bool = False, sphere: bool = False) -> dict[str, Any]:
     """Train twenty steps and return what is there after each."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 3)).double()
@@ -41,6 +42,8 @@ def train(rank: int, method: WeightMethod, *, sparse: bool = False) -> dict[str,
     torch.manual_seed(rank)  # each draws other numbers from now on, and still chooses alike
     model = DistributedDataParallel(net)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    if sphere:
+        optimizer = LpSGD(lp_groups(model, 1.5), lr=0.05, p=1.5)
     held = torch.randn(16, 8, dtype=torch.float64)  # each its own
     bind = partial(method.bind, loss=lambda: model(held).square().mean()) if isinstance(method, SDR) else method.bind
     session = bind(model, optimizer, total_steps=20)
@@ -56,7 +59,9 @@ def train(rank: int, method: WeightMethod, *, sparse: bool = False) -> dict[str,
         for buffer in net.buffers():  # where the connections of a sparse layer are
             found.update(buffer.numpy().tobytes())
         for parameter in net.parameters():
-            found.update(optimizer.state[parameter]["exp_avg"].numpy().tobytes() if optimizer.state else b"")
+            state = optimizer.state.get(parameter, {})
+            for part in ("exp_avg", "momentum_buffer", "v", "crow"):
+                found.update(state[part].numpy().tobytes() if part in state else b"")
         digests.append(found.hexdigest())
     return {"digests": digests, "changes": len(session.events), "sparsity": session.sparsity}
 
@@ -67,6 +72,7 @@ def main(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{folder / 'store'}")
     told = {name: train(rank, method) for name, method in CASES.items()}
     told |= {f"sparse {name}": train(rank, method, sparse=True) for name, method in CASES.items() if method.steady}
+    told |= {f"sphere {name}": train(rank, CASES[name], sparse=True, sphere=True) for name in ("static", "set", "rigl")}
     (folder / f"{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,10 @@ from pared.methods import (
 )
 from pared.models import mlp
 from pared.nn import SparseLinear
+from pared.ops import lp_norm
+from pared.ops.pattern import Pattern
+from pared.optim import LpSGD, SphereSGD, lp_groups
+from pared.optim.base import SphereOptimizer
 from pared.topology import Compressed, Constant, Masked
 
 TOTAL, BATCH = 40, 32
@@ -49,9 +53,21 @@ SAME: dict[str, WeightMethod] = {
     "lpss, layer": LpSS(0.7, every=2, threshold=Constant(0.5), scope="layer", regrow="threshold", grace=True),
 }
 DRAWN: dict[str, WeightMethod] = {"set": SET(0.8, every=5), "deep r": DeepR(0.8, noise=1.0)}
-BOTH = pytest.mark.parametrize("method", (SAME | DRAWN).values(), ids=SAME | DRAWN)
 #: Plain ones, as some of torch's keep no state of an entry's shape.
 SOLVERS: dict[str, Callable[[nn.Module], Any]] = {name: OPTIMIZERS[name] for name in ("SGD", "Adam", "Adagrad")}
+
+
+def on_sphere(kind: Callable[..., SphereOptimizer], **options: Any) -> Callable[[nn.Module], SphereOptimizer]:
+    return lambda m: kind(lp_groups(m, 1.3, constrain="all"), lr=0.02, p=1.3, euclidean_lr=0.1, **options)
+
+
+SPHERES: dict[str, Callable[[nn.Module], SphereOptimizer]] = {
+    "LpSGD": on_sphere(LpSGD),
+    "LpSGD Nesterov": on_sphere(LpSGD, nesterov=True),
+    "LpSGD direct": on_sphere(LpSGD, form="direct", momentum=0.0),
+    "SphereSGD": on_sphere(SphereSGD),
+}
+ALL = SOLVERS | SPHERES
 
 
 def double() -> nn.Sequential:
@@ -98,10 +114,15 @@ def run(session: WeightSession, steps: int, after: Callable[[], None] = lambda: 
         after()
 
 
-@pytest.mark.parametrize("method", SAME.values(), ids=SAME)
-@pytest.mark.parametrize("kind", SOLVERS)
+def working(methods: dict[str, WeightMethod], kinds: Iterable[str]) -> Any:
+    """Parametrize a test over methods and optimizers; a method that moves weights itself would leave a sphere."""
+    cases = {f"{n}, {k}": (m, k) for n, m in methods.items() for k in kinds if not (m.presses and k in SPHERES)}
+    return pytest.mark.parametrize(("method", "kind"), cases.values(), ids=cases)
+
+
+@working(SAME, ALL)
 def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str) -> None:
-    whole, small = pair(method, SOLVERS[kind])
+    whole, small = pair(method, ALL[kind])
     assert all(isinstance(connections, Compressed) for connections in small.connections.values())
     for _ in range(TOTAL):
         run(whole, 1)
@@ -111,7 +132,7 @@ def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str) -
             assert torch.allclose(one.values(), other.values(), rtol=0, atol=1e-10)
             past, present = whole.optimizer.state[one.weight], small.optimizer.state[other.weight]
             for key, state in past.items():
-                if isinstance(state, torch.Tensor) and state.ndim:
+                if isinstance(state, torch.Tensor) and state.ndim and key != "mask":
                     assert torch.allclose(state.flatten()[one.live()], present[key], rtol=0, atol=1e-10)
     assert [(e.step, e.dropped, e.grown, e.live) for e in whole.events] == [
         (e.step, e.dropped, e.grown, e.live) for e in small.events
@@ -123,9 +144,9 @@ def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str) -
     assert torch.equal(small.realize(sparse=True)(x), small.model(x))
 
 
-@pytest.mark.parametrize("method", DRAWN.values(), ids=DRAWN)
-def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod) -> None:
-    _, small = pair(method, OPTIMIZERS["Adam"])
+@working(DRAWN, ("Adam", "LpSGD"))
+def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod, kind: str) -> None:
+    _, small = pair(method, ALL[kind])
     before = {name: (connections.count, connections.live()) for name, connections in small.connections.items()}
 
     def look() -> None:
@@ -133,17 +154,18 @@ def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod) ->
             live = connections.live()
             assert len(live) == connections.count == before[name][0]
             assert bool((live.diff() > 0).all())
-            assert small.optimizer.state[connections.weight]["exp_avg"].shape == connections.weight.shape
+            part = small.optimizer.state[connections.weight]["exp_avg" if kind == "Adam" else "v"]
+            assert part.shape == connections.weight.shape
 
     run(small, TOTAL, look)
     assert small.events
     assert any(not torch.equal(small.connections[name].live(), live) for name, (_, live) in before.items())
 
 
-@BOTH
-def test_a_sparse_session_resumes_bit_equally(method: WeightMethod) -> None:
+@working(SAME | DRAWN, ("Adam", "LpSGD", "SphereSGD"))
+def test_a_sparse_session_resumes_bit_equally(method: WeightMethod, kind: str) -> None:
     def fresh() -> WeightSession:
-        return pair(method, OPTIMIZERS["Adam"])[1]
+        return pair(method, ALL[kind])[1]
 
     session = fresh()
     run(session, TOTAL // 2)
@@ -159,9 +181,9 @@ def test_a_sparse_session_resumes_bit_equally(method: WeightMethod) -> None:
             assert torch.equal(value, one.net.state_dict()[key]), key
 
 
-@BOTH
-def test_averages_follow(method: WeightMethod) -> None:
-    _, session = pair(method, OPTIMIZERS["Adam"])
+@working(SAME | DRAWN, ("Adam", "LpSGD"))
+def test_averages_follow(method: WeightMethod, kind: str) -> None:
+    _, session = pair(method, ALL[kind])
     average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     session.follow(average)
     run(session, TOTAL, lambda: average.update_parameters(session.model))
@@ -196,6 +218,37 @@ def test_dense_and_sparse_layers_may_be_mixed() -> None:
     assert session.connections["2.values"].count == before
     with pytest.raises(RunError, match="does not fit"):
         bind(RigL(0.5, every=3), double(), OPTIMIZERS["Adam"]).load_state_dict(session.state_dict())
+
+
+@pytest.mark.parametrize("kind", SPHERES)
+def test_living_weights_of_sparse_layers_stay_on_their_sphere(kind: str) -> None:
+    _, session = pair(SAME["lpss"], SPHERES[kind])
+
+    def look() -> None:
+        for connections in session.connections.values():
+            assert isinstance(connections, Compressed)
+            norms = lp_norm(connections.layer.to_dense().detach(), 1.3)
+            assert torch.allclose(norms, (connections.layer.crow.diff() > 0).double(), rtol=0, atol=1e-12)
+            assert torch.equal(session.optimizer.state[connections.weight]["crow"], connections.layer.crow)
+
+    run(session, TOTAL, look)
+    assert (
+        len({connections.count for connections in session.connections.values()} | {e.live for e in session.events}) > 9
+    )
+
+
+def test_rows_that_changed_before_the_session_are_found() -> None:
+    model = sparse(double(), masks())
+    optimizer = SPHERES["LpSGD"](model)
+    layer = model.get_submodule("2")
+    assert isinstance(layer, SparseLinear)
+    mask = layer.to_dense().detach() != 0
+    layer.repattern(Pattern.from_mask(mask.roll(1, 0)))  # as many weights in other rows
+    session = Static(0.8).bind(model, optimizer)
+    assert torch.equal(optimizer.state[layer.values]["crow"], layer.crow)
+    run(session, 1)
+    norms = lp_norm(layer.to_dense().detach(), 1.3)
+    assert torch.allclose(norms[norms > 0], torch.ones(1, dtype=norms.dtype), rtol=0, atol=1e-12)
 
 
 def test_what_is_steady_keeps_its_parameter_in_place() -> None:

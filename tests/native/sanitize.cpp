@@ -122,7 +122,12 @@ double signed_power(double x, double t) { return x == 0 ? 0 : std::copysign(std:
 // One step on the sphere, row by row as the equations say.
 template <class T, class Step>
 bool once_on_sphere(Step step) {
-    const int64_t rows = pick(1, 12), columns = pick(1, 9) > 1 ? pick(1, 80) : 1, count = rows * columns;
+    const int64_t rows = pick(1, 12), columns = pick(1, 9) > 1 ? pick(1, 80) : 1;
+    const bool ragged = pick(0, 1);
+    std::vector<int32_t> crow{0};
+    for (int64_t r = 0; r < rows; ++r) crow.push_back(crow.back() + int32_t(ragged ? pick(0, pick(0, 60)) : columns));
+    const int64_t count = crow[rows];
+    crow.shrink_to_fit();
     const double p = 1 / std::uniform_real_distribution<double>(0.3, 0.9)(engine), q = p / (p - 1);
     const double gamma = 0.9, sign = pick(0, 1) ? 1 : -1, lr = pick(0, 1) ? 0.01 : 0.2;
     const bool remembers = pick(0, 2), nesterov = remembers && pick(0, 1), direct = pick(0, 1), scaled = pick(0, 1);
@@ -138,40 +143,51 @@ bool once_on_sphere(Step step) {
         }
     }
     if (pick(0, 3) == 0)
-        for (int64_t c = 0; c < columns; ++c) grad[c] = 0;
+        for (int64_t c = 0; c < crow[1]; ++c) grad[c] = 0;
     std::vector<double> memory(count), dualed(count), weights(count);
     for (int64_t r = 0; r < rows; ++r) {
-        std::vector<double> d(columns), moved(columns);
-        for (int64_t c = 0; c < columns; ++c) {
-            const int64_t i = r * columns + c;
+        const int64_t begin = crow[r], length = crow[r + 1] - begin;
+        std::vector<double> d(length), moved(length);
+        for (int64_t c = 0; c < length; ++c) {
+            const int64_t i = begin + c;
             const double live = mask ? mask[i] : 1, pull = sign * grad[i] * live;
             if (remembers) memory[i] = (gamma * momentum[i]) * live + pull;
             d[c] = remembers ? (nesterov ? pull + gamma * memory[i] : memory[i]) : pull;
         }
-        const double length = norm(d, q);
-        std::vector<double> from(columns);
-        for (int64_t c = 0; c < columns; ++c) from[c] = direct ? weight[r * columns + c] : dual[r * columns + c];
+        const double size = norm(d, q);
+        std::vector<double> from(length);
+        for (int64_t c = 0; c < length; ++c) from[c] = direct ? weight[begin + c] : dual[begin + c];
         const double scale = norm(from, direct ? p : q);
-        for (int64_t c = 0; c < columns; ++c) {
-            const int64_t i = r * columns + c;
+        for (int64_t c = 0; c < length; ++c) {
+            const int64_t i = begin + c;
             if (direct)
                 weight[i] = T(from[c] / scale);
             else
                 dual[i] = T(from[c] / scale);
-            moved[c] = (1 - lr) * from[c] / scale - lr * (direct ? signed_power(d[c] / length, q - 1) : d[c] / length);
+            moved[c] = (1 - lr) * from[c] / scale - lr * (direct ? signed_power(d[c] / size, q - 1) : d[c] / size);
         }
         const double all = norm(moved, direct ? p : q);
-        for (int64_t c = 0; c < columns; ++c) {
-            const int64_t i = r * columns + c;
+        for (int64_t c = 0; c < length; ++c) {
+            const int64_t i = begin + c;
             dualed[i] = moved[c] / all;
             weights[i] = direct ? moved[c] / all : signed_power(dualed[i], q - 1);
         }
     }
-    bool good = step(rows, columns, grad.get(), momentum.get(), mask.get(), dual.get(), weight.get(), gamma, sign, lr, q,
-                     nesterov, scaled, pick(0, 1), pick(-1, 2), pick(1, 4)) == 0;
+    const int isa = pick(-1, 2), threads = pick(1, 4);
+    const auto run = [&](int64_t entries) {
+        return step(rows, entries, ragged ? crow.data() : nullptr, grad.get(), momentum.get(), mask.get(), dual.get(),
+                    weight.get(), gamma, sign, lr, q, nesterov, scaled, pick(0, 1), isa, threads);
+    };
+    bool good = run(count) == 0;
     good = good && close(weight.get(), weights, "weight") && (!dual || close(dual.get(), dualed, "dual vector")) &&
            (!momentum || close(momentum.get(), memory, "momentum"));
-    if (!good) std::printf("rows %ld, columns %ld, p %g, lr %g, direct %d, scaled %d\n", rows, columns, p, lr, direct, scaled);
+    if (ragged) {  // rows that are wrong are found before they are followed
+        good = good && run(count + 1) == BAD_PATTERN;
+        crow[pick(0, int(rows))] = pick(0, 1) ? -1 : int32_t(count) + 1;
+        good = good && run(count) == BAD_PATTERN;
+    }
+    if (!good) std::printf("rows %ld, entries %ld, ragged %d, p %g, lr %g, direct %d, scaled %d, isa %d, threads %d\n", rows,
+                           count, ragged, p, lr, direct, scaled, isa, threads);
     return good;
 }
 

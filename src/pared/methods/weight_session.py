@@ -197,12 +197,8 @@ class WeightSession(Session):
     def _tell(self, name: str, grow: Tensor) -> None:
         """Tell an optimizer that depends on which weights live."""
         connections = self.connections[name]
-        if not isinstance(connections, Masked):
-            return
         if isinstance(self.optimizer, SphereOptimizer) and self.optimizer.holds(connections.weight):
-            fresh = torch.zeros_like(connections.mask)
-            fresh.view(-1)[grow] = True
-            self.optimizer.connections_changed(connections.weight, connections.mask, fresh)
+            connections.tell(self.optimizer, grow)
 
     def _mirror(self, name: str) -> None:
         for averaged in self.averaged:

@@ -43,7 +43,7 @@
 
 namespace {
 
-constexpr int VERSION = 4;
+constexpr int VERSION = 5;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -65,15 +65,20 @@ struct Task {
 };
 
 // A step of weights on the L_p sphere, a neuron a row; see sphere.inc. No dual vector: the step of the weights themselves.
+// Row r is numbers crow[r] to crow[r + 1], or where there is no crow all rows are as long.
 template <class T>
 struct Sphere {
-    int64_t rows, columns;
+    int64_t rows, entries;
+    const int32_t* crow;  // may be missing
     const T* grad;
     T* momentum;          // may be missing
     const uint8_t* mask;  // may be missing
     T *dual, *weight;
     double gamma, sign, lr, q;
     bool nesterov, scaled, clean;  // scaled: the dual vector is scaled by its largest entry first, since it may be short
+
+    int64_t begin(int64_t row) const { return crow ? crow[row] : entries / rows * row; }
+    int64_t length(int64_t row) const { return crow ? crow[row + 1] - crow[row] : entries / rows; }
 };
 
 // Scratch that is given back, and no exception when there is none.
@@ -230,14 +235,21 @@ int part(const Task<T>& task, int64_t entries, int isa, int64_t first, int64_t l
     return portable::part<T, product, dots>(task, first, last);
 }
 
-// The first row of share `number` of `count`, by entries, with rows counted too since empty ones are written.
-template <class T>
-int64_t share(const Task<T>& task, int64_t number, int64_t count) {
-    const int64_t target = (int64_t(task.crow[task.rows]) + 4 * task.rows) * number / count;
-    int64_t low = 0, high = task.rows;
+// Whether the rows follow each other from 0 to `entries`.
+bool ordered(const int32_t* crow, int64_t rows, int64_t entries) {
+    bool right = crow[0] == 0 && crow[rows] == entries;
+    for (int64_t r = 0; r < rows; ++r) right &= crow[r] <= crow[r + 1];
+    return right;
+}
+
+// The first row of share `number` of `count`, by entries, with rows counted too since empty ones cost something.
+int64_t share(const int32_t* crow, int64_t rows, int64_t number, int64_t count) {
+    if (number == count) return rows;
+    const int64_t target = (int64_t(crow[rows]) + 4 * rows) * number / count;
+    int64_t low = 0, high = rows;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (task.crow[middle] + 4 * middle < target)
+        if (crow[middle] + 4 * middle < target)
             low = middle + 1;
         else
             high = middle;
@@ -274,9 +286,7 @@ int threads_for(int64_t work, int64_t rows, int threads) {
 
 template <class T, bool product, bool dots>
 int run(const Task<T>& task, int64_t entries, int isa, int threads) {
-    bool ordered = task.crow[0] == 0 && task.crow[task.rows] == entries;
-    for (int64_t r = 0; r < task.rows; ++r) ordered &= task.crow[r] <= task.crow[r + 1];
-    if (!ordered) return BAD_PATTERN;
+    if (!ordered(task.crow, task.rows, entries)) return BAD_PATTERN;
     if (dots && task.batch == 0) std::fill(task.dots, task.dots + entries, T(0));
     if (task.batch == 0) return 0;
     const int best = best_isa();
@@ -284,8 +294,8 @@ int run(const Task<T>& task, int64_t entries, int isa, int threads) {
     const int count = threads_for(int64_t(entries) * task.batch, task.rows, threads);
     if (count == 1) return part<T, product, dots>(task, entries, isa, 0, task.rows);
     return spread(count, [&](int number) {
-        return part<T, product, dots>(task, entries, isa, share(task, number, count),
-                                      number + 1 == count ? task.rows : share(task, number + 1, count));
+        return part<T, product, dots>(task, entries, isa, share(task.crow, task.rows, number, count),
+                                      share(task.crow, task.rows, number + 1, count));
     });
 }
 
@@ -310,21 +320,25 @@ int turn(const T* from, T* to, int64_t rows, int64_t columns, int isa, int threa
 
 template <class T>
 int step_part(const Sphere<T>& task, int isa, int64_t first, int64_t last) {
+    const int64_t columns = task.entries / task.rows;  // of ragged rows, what most are about as long as
 #if defined(PARED_X86)
-    if (isa >= 2 && task.columns >= 64 / int64_t(sizeof(T))) return avx512::step<T>(task, first, last);
-    if (isa >= 1 && task.columns >= 32 / int64_t(sizeof(T))) return avx2::step<T>(task, first, last);
+    if (isa >= 2 && columns >= 64 / int64_t(sizeof(T))) return avx512::step<T>(task, first, last);
+    if (isa >= 1 && columns >= 32 / int64_t(sizeof(T))) return avx2::step<T>(task, first, last);
 #endif
     return portable::step<T>(task, first, last);
 }
 
 template <class T>
 int step_sphere(const Sphere<T>& task, int isa, int threads) {
+    if (task.rows == 0) return task.entries == 0 ? 0 : BAD_PATTERN;
+    if (task.crow && !ordered(task.crow, task.rows, task.entries)) return BAD_PATTERN;
     const int best = best_isa();
     if (isa < 0 || isa > best) isa = best;
-    const int count = threads_for(8 * task.rows * task.columns, task.rows, threads);
-    return spread(count, [&](int number) {
-        return step_part<T>(task, isa, task.rows * number / count, task.rows * (number + 1) / count);
-    });
+    const int count = threads_for(8 * task.entries, task.rows, threads);
+    const auto first = [&](int number) {
+        return task.crow ? share(task.crow, task.rows, number, count) : task.rows * number / count;
+    };
+    return spread(count, [&](int number) { return step_part<T>(task, isa, first(number), first(number + 1)); });
 }
 
 }  // namespace
@@ -383,12 +397,12 @@ PARED_BACKWARD(pared_backward_f64, double)
 PARED_TURN(pared_turn_f32, float)
 PARED_TURN(pared_turn_f64, double)
 
-// One step on the sphere: momentum, dual vector and weight, each (rows, columns), change in place; see Sphere.
+// One step on the sphere: momentum, dual vector and weight, each (entries), change in place; see Sphere.
 #define PARED_SPHERE(name, T)                                                                                               \
-    PARED_EXPORT int name(int64_t rows, int64_t columns, const T* grad, T* momentum, const uint8_t* mask, T* dual,          \
-                          T* weight, double gamma, double sign, double lr, double q, int nesterov, int scaled, int clean,   \
-                          int isa, int threads) {                                                                           \
-        return step_sphere<T>({rows, columns, grad, momentum, mask, dual, weight, gamma, sign, lr, q, nesterov != 0,        \
+    PARED_EXPORT int name(int64_t rows, int64_t entries, const int32_t* crow, const T* grad, T* momentum,                   \
+                          const uint8_t* mask, T* dual, T* weight, double gamma, double sign, double lr, double q,          \
+                          int nesterov, int scaled, int clean, int isa, int threads) {                                      \
+        return step_sphere<T>({rows, entries, crow, grad, momentum, mask, dual, weight, gamma, sign, lr, q, nesterov != 0,  \
                                scaled != 0, clean != 0},                                                                    \
                               isa, threads);                                                                                \
     }

@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent
-from pared.optim.connections import change_connections
+from pared.optim.connections import change_connections, change_pattern
 from pared.optim.euclidean import descend
 from pared.optim.kernels import Options, Rows, normalise_, wide_dtype
+from pared.optim.neurons import Ragged, neurons_of, take_crow
 
 #: Steps between two looks for numbers that are about to turn denormal, which takes them longer.
 FLUSH_EVERY = 16
@@ -30,17 +31,20 @@ class SphereOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, and put its weights on the sphere if it has a `p`, own or inherited.
 
-        A group that holds only vectors and scalars is Euclidean, as these are never on a sphere.
+        Vectors are on a sphere where the group's `crow` says what their rows are: for each parameter None, or where rows
+        begin and end, as `SparseLinear.crow` does; it is kept in the parameter's state. A group that holds only other
+        vectors and scalars is Euclidean.
 
         Raises:
-            ConfigError: an option is out of range.
+            ConfigError: an option is out of range, or `crow` does not fit.
         """
         before = len(self.param_groups)
         named = "lr" in param_group
-        super().add_param_group(param_group)
+        super().add_param_group(dict(param_group))  # a copy, so that who made it can use it again
         group = self.param_groups[before]
         try:
-            if all(p.ndim < 2 for p in group["params"]):
+            rows = take_crow(group)
+            if all(p.ndim < 2 and crow is None for p, crow in zip(group["params"], rows, strict=True)):
                 group["p"] = None
             euclidean_lr = group.pop("euclidean_lr", None)
             if group["p"] is None and not named and euclidean_lr is not None:
@@ -49,6 +53,9 @@ class SphereOptimizer(Optimizer):
         except ConfigError:
             del self.param_groups[before]
             raise
+        for p, crow in zip(group["params"], rows, strict=True):
+            if crow is not None:
+                self.state[p]["crow"] = crow
         self._normalise(group)
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -78,11 +85,11 @@ class SphereOptimizer(Optimizer):
     @torch.no_grad()
     def _normalise(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
-            if on_sphere(group, p) and p.requires_grad and p.numel():
+            if self._on_sphere(group, p) and p.requires_grad and p.numel():
                 state = self.state.get(p, {})
                 if "mask" in state:
                     p.mul_(state["mask"])
-                normalise_(p, group["p"], tuple(range(1, p.ndim)))
+                normalise_(p, group["p"], neurons_of(p, state))
                 state.pop("v", None)
 
     @overload
@@ -117,7 +124,7 @@ class SphereOptimizer(Optimizer):
             if p.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
             state = self.state[p]
-            sphere = on_sphere(group, p)
+            sphere = self._on_sphere(group, p)
             if sphere:
                 self._begin(group, p, state)
             if group["momentum"] and "momentum_buffer" not in state:
@@ -131,13 +138,19 @@ class SphereOptimizer(Optimizer):
     def _update(self, group: dict[str, Any], held: Held) -> None:
         """Move one weight on the sphere."""
         p, grad, state = held
-        rows = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"))
+        ragged = Ragged(state["crow"], p.numel()) if "crow" in state else None
+        rows = Rows(p, grad, state.get("v"), state.get("momentum_buffer"), state.get("mask"), ragged)
+        if ragged is not None and any(x is not None and x.shape != p.shape for x in rows[:5]):
+            raise ConfigError(
+                f"a vector has {p.numel()} weights, and the optimizer's state of it another number; after connections "
+                "changed, call pattern_changed, and after a state was loaded into the layer, load the optimizer's too"
+            )
         state["steps"] = state.get("steps", 0) + 1
         sign = -1.0 if group["maximize"] else 1.0
         clean, empty = state["steps"] % FLUSH_EVERY == 0, state.get("empty", False)
         self._move(group, rows, (group["momentum"], group["nesterov"], sign, clean, empty))
         if empty:
-            state["empty"] = has_empty_rows(state["v"])
+            state["empty"] = rows.over.has_empty(state["v"])
 
     @abstractmethod
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
@@ -154,28 +167,63 @@ class SphereOptimizer(Optimizer):
         Raises:
             ConfigError: the optimizer does not hold `param` on a sphere, or a shape or type is another.
         """
-        group = next((g for g in self.param_groups if any(p is param for p in g["params"])), None)
-        if group is None or not on_sphere(group, param):
-            raise ConfigError("connections can change only in a weight that the optimizer holds on a sphere")
+        group = self._group(param)
+        if group is None or param.ndim < 2:
+            raise ConfigError(
+                "connections can change only in a weight that the optimizer holds on a sphere; those of a sparse layer "
+                "with pattern_changed"
+            )
         state = self.state[param]
         self._begin(group, param, state)
         change_connections(param, state, group["p"], mask, fresh)
 
+    @torch.no_grad()
+    def pattern_changed(self, param: Tensor, crow: Tensor, source: Tensor) -> None:
+        """Follow a change of the pattern of a sparse layer, whose values are `param`, and put its rows back on the sphere.
+
+        Weight i, and what is remembered of it, is what source[i] was; where source[i] is -1 it begins where `param` says,
+        without momentum. Call it as soon as `param` has its values:
+
+            source = layer.repattern(pattern)
+            optimizer.pattern_changed(layer.values, layer.crow, source)
+
+        Shapes: `crow` (rows + 1,), `source` of the parameter's shape, integers.
+
+        Raises:
+            ConfigError: the optimizer does not hold `param` on a sphere by its rows, or a shape or type is another.
+        """
+        group = self._group(param)
+        if group is None or param.ndim != 1:
+            raise ConfigError(
+                "a pattern can change only where the optimizer holds the values of a sparse layer on a sphere; make groups "
+                "with lp_groups, or give the group crow=[layer.crow]"
+            )
+        change_pattern(param, self.state[param], group["p"], crow, source)
+
     def holds(self, param: Tensor) -> bool:
         """Return whether the optimizer holds `param` on a sphere."""
-        return any(on_sphere(group, param) and any(p is param for p in group["params"]) for group in self.param_groups)
+        return self._group(param) is not None
+
+    def _group(self, param: Tensor) -> dict[str, Any] | None:
+        """Return the group that holds `param` on a sphere, if one does."""
+        groups = (group for group in self.param_groups if any(p is param for p in group["params"]))
+        return next((group for group in groups if self._on_sphere(group, param)), None)
+
+    def _on_sphere(self, group: dict[str, Any], p: Tensor) -> bool:
+        """Whether the rows of `p` are held on the sphere: those of vectors are where it was said what they are."""
+        return group["p"] is not None and (p.ndim >= 2 or "crow" in self.state.get(p, ()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as `state_dict` gave it; masks stay boolean, and state wider than its parameter stays wide."""
+        """Load a state as `state_dict` gave it; masks and indices stay, and state wider than its parameter stays wide."""
         super().load_state_dict(state_dict)
         held = [p for group in self.param_groups for p in group["params"]]
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for index, p in zip(saved, held, strict=True):
             for part, value in state_dict["state"].get(index, {}).items():
-                wider = isinstance(value, Tensor) and (
-                    value.dtype == torch.bool or value.dtype.itemsize > p.dtype.itemsize
+                own = isinstance(value, Tensor) and (
+                    not value.is_floating_point() or value.dtype.itemsize > p.dtype.itemsize
                 )
-                if wider:  # the base class casts to the parameter's type
+                if own:  # the base class casts to the parameter's type
                     self.state[p][part] = value.to(p.device, copy=True)
 
     @torch.no_grad()
@@ -184,7 +232,12 @@ class SphereOptimizer(Optimizer):
 
         Entries of index -1 are new: live, and without memory. What is left of `v` is put back on its sphere, so
         that the next step puts the weights back on theirs, which scales rows that lost weights other than 0.
+
+        Raises:
+            ConfigError: the values of a sparse layer, which change by `pattern_changed`.
         """
+        if "crow" in state:
+            raise ConfigError("the values of a sparse layer cannot be cut; change its pattern and call pattern_changed")
         made = dict(state)
         for part, value in state.items():
             if isinstance(value, Tensor) and value.shape == old.shape:
@@ -195,15 +248,5 @@ class SphereOptimizer(Optimizer):
                 made[part] = value
         group = next(group for group in self.param_groups if any(p is old for p in group["params"]))
         if "v" in made and made["v"].numel():
-            normalise_(made["v"], dual_exponent(group["p"]), tuple(range(1, old.ndim)))
+            normalise_(made["v"], dual_exponent(group["p"]), neurons_of(old, state))
         return made
-
-
-def has_empty_rows(v: Tensor) -> bool:
-    """Return whether some row is all 0."""
-    return not bool(v.flatten(1).any(1).all())
-
-
-def on_sphere(group: dict[str, Any], p: Tensor) -> bool:
-    """Whether the rows of `p` are held on the sphere: vectors and scalars never are."""
-    return group["p"] is not None and p.ndim >= 2

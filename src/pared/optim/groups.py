@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
+from pared.nn.sparse_linear import SparseLinear
 from pared.optim.kernels import Number
 
 #: Which weights are held on a sphere.
@@ -13,7 +14,7 @@ Constrain = Literal["hidden", "all"] | Callable[[str, nn.Parameter], bool]
 #: One exponent for all, by the name of a parameter or module, or one weight after the other.
 Exponents = float | Mapping[str, float | None] | Sequence[float]
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseLinear)
 
 
 def lp_groups(
@@ -26,12 +27,15 @@ def lp_groups(
 ) -> list[dict[str, Any]]:
     """Return the groups of `model`'s parameters, with names: one for each exponent, then the Euclidean rest.
 
+    A group with values of sparse layers has their rows in `crow`, an entry for each parameter: None, or a layer's `crow`.
+    Who makes groups by hand writes `{"params": [layer.values], "p": 1.3, "crow": [layer.crow]}`.
+
     Args:
         model: the network.
         p: the exponent; or exponents by the name of a parameter or of a module that holds it, of which the longest that
             fits counts ("" fits all), None or none at all being Euclidean; or a sequence that is consumed in the order
             of the weights, of which the last goes for all that are left.
-        constrain: "hidden", the weights of linear and convolution layers with more than one input, without the output
+        constrain: "hidden", the weights of linear, sparse and convolution layers with more than one input, without the output
             layer, which is taken to be the last one in the order of modules; "all", all of these layers' weights; or a
             predicate of name and parameter.
         lr: the rate on the sphere; the optimizer's if left out.
@@ -51,11 +55,13 @@ def lp_groups(
         exponent = exponents.get(name)
         (rest if exponent is None else made.setdefault(float(exponent), [])).append((name, parameter))
     if not made:
-        raise ConfigError(
-            "no weight would be held on a sphere (those of sparse layers cannot be yet); name some with constrain, or use "
-            "torch.optim.SGD"
-        )
+        raise ConfigError("no weight would be held on a sphere; name some with constrain, or use torch.optim.SGD")
     groups: list[dict[str, Any]] = [{"params": params, "p": exponent} for exponent, params in made.items()]
+    crow = {id(layer.values): layer.crow for layer in model.modules() if isinstance(layer, SparseLinear)}
+    for group in groups:
+        rows = [crow.get(id(parameter)) for _, parameter in group["params"]]
+        if any(one is not None for one in rows):
+            group["crow"] = rows
     for group in groups if lr is not None else []:
         group["lr"] = lr
     if rest:
@@ -69,13 +75,21 @@ def _chosen(model: nn.Module, constrain: Constrain) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in model.named_parameters() if constrain(name, parameter)}
     if constrain not in ("hidden", "all"):
         raise ConfigError(f"constrain must be 'hidden', 'all' or a predicate, got {constrain!r}")
-    layers = [layer.weight for layer in model.modules() if isinstance(layer, _LAYERS)]
-    weights, output = {id(weight) for weight in layers}, id(layers[-1]) if layers else None
+    layers = [_weight(layer) for layer in model.modules() if isinstance(layer, _LAYERS)]
+    inputs, output = {id(weight): size for weight, size in layers}, id(layers[-1][0]) if layers else None
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if id(parameter) in weights and (constrain == "all" or (id(parameter) != output and parameter.shape[1] > 1))
+        if id(parameter) in inputs and (constrain == "all" or (id(parameter) != output and inputs[id(parameter)] > 1))
     }
+
+
+def _weight(layer: nn.Module) -> tuple[Tensor, int]:
+    """Return a layer's weight, and how many inputs its rows have."""
+    if isinstance(layer, SparseLinear):
+        return layer.values, layer.in_features
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight, layer.weight.shape[1]
 
 
 def _exponents(names: Sequence[str], p: Exponents) -> dict[str, float | None]:

@@ -1,6 +1,6 @@
 """The arithmetic of the L_p sphere, in place and on tiles of rows that stay in a CPU's cache; compiled for LpSGD if it can be.
 
-Everything here takes `dims`, the axes of one neuron, and scratch tensors; powers are exp2(t · log), since exp2 costs a
+Everything here takes `over`, the neurons, and scratch tensors; powers are exp2(t · log), since exp2 costs a
 quarter of exp on a CPU, and |v|^(q-1) serves both the weight and, times |v|, the norm: one logarithm for two powers.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pared.native import sphere
+from pared.optim.neurons import Axes, Neurons, Ragged
 
 Number = float | Tensor
 #: Entries in a tile: few enough for a CPU's caches, so many that calling functions costs nothing.
@@ -23,23 +24,27 @@ TINY = 1e-30
 
 
 class Rows(NamedTuple):
-    """What one step of one parameter works on: tensors of one shape, a neuron along axis 0; None where there is none."""
+    """What one step of one parameter works on: tensors of one shape; None where there is none.
+
+    A neuron is along axis 0, or where `ragged` says.
+    """
 
     weight: Tensor
     grad: Tensor
     dual: Tensor | None
     momentum: Tensor | None
     mask: Tensor | None
+    ragged: Ragged | None = None
 
     @property
-    def dims(self) -> tuple[int, ...]:
-        """The axes of one neuron."""
-        return tuple(range(1, self.weight.ndim))
+    def over(self) -> Neurons:
+        """The neurons."""
+        return Axes(self.weight) if self.ragged is None else self.ragged
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
         """Return `change` of each tensor that is there."""
-        dual, momentum, mask = (None if x is None else change(x) for x in self[2:])
-        return Rows(change(self.weight), change(self.grad), dual, momentum, mask)
+        dual, momentum, mask = (None if x is None else change(x) for x in (self.dual, self.momentum, self.mask))
+        return Rows(change(self.weight), change(self.grad), dual, momentum, mask, self.ragged)
 
 
 #: Momentum, whether it looks ahead, the sign of the gradient, whether denormal numbers are looked for, and whether rows of
@@ -52,10 +57,11 @@ Step = Callable[[Rows, Tensor, float, Number], None]
 def advance_lp(rows: Rows, options: Options, q: float, lr: Number) -> None:
     """Take a step of LpSGD, in its form "momentum" if there is a dual vector, compiled where that can be done."""
     momentum, nesterov, sign, clean, empty = options
-    short = len(rows.weight) > MANY and rows.weight.numel() < SHORT * len(rows.weight)
-    if isinstance(lr, float | int) and not short and sphere.serves(*rows):
+    short = len(rows.weight) > MANY and rows.weight.numel() < SHORT * len(rows.weight) and rows.ragged is None
+    tensors, crow = rows[:5], None if rows.ragged is None else rows.ragged.crow
+    if isinstance(lr, float | int) and not short and sphere.serves(*tensors, crow):
         scaled = empty or not stays_long(lr, q)
-        sphere.step(*rows, sphere.Move(momentum, nesterov, sign, lr, q, scaled, clean))
+        sphere.step(*tensors, sphere.Move(momentum, nesterov, sign, lr, q, scaled, clean), crow=crow)
     else:
         advance(step_direct if rows.dual is None else step_dual, rows, options, q, lr)
 
@@ -72,8 +78,11 @@ def advance(step: Step, rows: Rows, options: Options, exponent: float, lr: Numbe
 
 
 def tiles(rows: Rows) -> Iterator[Rows]:
-    """Yield `rows` in pieces that fit into a CPU's cache, and whole on anything else."""
-    if all(x is None or x.is_contiguous() for x in rows):
+    """Yield `rows` in pieces that fit into a CPU's cache, and whole on anything else; ragged ones are few."""
+    if rows.ragged is not None:
+        yield rows
+        return
+    if all(x is None or x.is_contiguous() for x in rows[:5]):
         rows = rows.each(lambda x: x.flatten(1))
     count = len(rows.weight)
     size = max(1, TILE * count // max(1, rows.weight.numel()))
@@ -110,68 +119,70 @@ def flush(rows: Rows) -> None:
 
 def step_dual(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
     """Take a step on the unit sphere of the dual space, equations 22 to 24, and map it to the weights, in place."""
-    v, dims = rows.dual, rows.dims
+    v, over = rows.dual, rows.over
     assert v is not None
     scratch = torch.empty_like(v)
-    pull = _inverse_norm(direction, q, scratch, dims)
+    pull = _inverse_norm(direction, q, scratch, over)
     if isinstance(lr, float | int) and stays_long(lr, q):
-        v.addcmul_(direction, pull.mul_(lr / (1.0 - lr)), value=-1.0)  # the factor 1 - lr is normalised away
+        v.addcmul_(
+            direction, over.spread(pull.mul_(lr / (1.0 - lr))), value=-1.0
+        )  # the factor 1 - lr is normalised away
     else:
-        v.mul_(1.0 - lr).addcmul_(direction, pull.mul_(lr), value=-1.0)
-        v.mul_(_reciprocal(torch.abs(v, out=scratch).amax(dims, keepdim=True)))
-    write_weight(rows.weight, v, q, scratch, dims)
+        v.mul_(1.0 - lr).addcmul_(direction, over.spread(pull.mul_(lr)), value=-1.0)
+        v.mul_(over.spread(_reciprocal(over.most(torch.abs(v, out=scratch)))))
+    write_weight(rows.weight, v, q, scratch, over)
 
 
-def write_weight(weight: Tensor, v: Tensor, q: float, scratch: Tensor, dims: tuple[int, ...]) -> None:
+def write_weight(weight: Tensor, v: Tensor, q: float, scratch: Tensor, over: Neurons) -> None:
     """Divide `v` by its L_q norm and set `weight` to v^[q - 1]; rows of zeros stay as they are."""
     _power_(torch.abs(v, out=scratch), q - 1.0)
     signed = torch.sign(v, out=weight if weight.dtype == v.dtype else None).mul_(scratch)
-    total = _inner(signed, v, dims).clamp_(min=torch.finfo(v.dtype).tiny)
-    v.mul_(total.pow(-1.0 / q))
-    signed.mul_(total.pow((1.0 - q) / q))
+    total = over.inner(signed, v).clamp_(min=torch.finfo(v.dtype).tiny)
+    v.mul_(over.spread(total.pow(-1.0 / q)))
+    signed.mul_(over.spread(total.pow((1.0 - q) / q)))
     if signed is not weight:
         weight.copy_(signed)
 
 
 def step_direct(rows: Rows, direction: Tensor, q: float, lr: Number) -> None:
     """Take a step of the weights themselves, equation 13 with the norm in L_p, in place."""
-    p, dims, w = q / (q - 1.0), rows.dims, rows.weight
+    p, over, w = q / (q - 1.0), rows.over, rows.weight
     wide = w.to(wide_dtype(w))
     size = torch.abs(direction)
-    size.mul_(_reciprocal(size.amax(dims, keepdim=True)))
+    size.mul_(over.spread(_reciprocal(over.most(size))))
     scaled = size.clone()
     _power_(size, q - 1.0)
-    total = _inner(size, scaled, dims).clamp_(min=0.5)  # at least 1, where it is not 0
+    total = over.inner(size, scaled).clamp_(min=0.5)  # at least 1, where it is not 0
     size.mul_(torch.sign(direction))
-    moved = (wide * (1.0 - lr)).addcmul_(size, total.pow_((1.0 - q) / q).mul_(lr), value=-1.0)
-    w.copy_(moved.mul_(_inverse_norm(moved, p, size, dims)))
+    moved = (wide * (1.0 - lr)).addcmul_(size, over.spread(total.pow_((1.0 - q) / q).mul_(lr)), value=-1.0)
+    w.copy_(moved.mul_(over.spread(_inverse_norm(moved, p, size, over))))
 
 
 def step_tangent(rows: Rows, direction: Tensor, p: float, lr: Number) -> None:
     """Step along what is tangent of `direction`, and go back to the sphere; the momentum becomes tangent too."""
-    w, dims = rows.weight, rows.dims
+    w, over = rows.weight, rows.over
     wide, scratch = w.to(wide_dtype(w)), torch.empty_like(direction)
     if rows.momentum is not None:
-        tangent(rows.momentum, wide, p, dims)
+        tangent(rows.momentum, wide, p, over)
     direction = direction.clone()
-    tangent(direction, wide, p, dims)
+    tangent(direction, wide, p, over)
     moved = wide - direction * lr
-    w.copy_(moved.mul_(_inverse_norm(moved, p, scratch, dims)))
+    w.copy_(moved.mul_(over.spread(_inverse_norm(moved, p, scratch, over))))
 
 
-def tangent(x: Tensor, w: Tensor, p: float, dims: tuple[int, ...]) -> None:
+def tangent(x: Tensor, w: Tensor, p: float, over: Neurons) -> None:
     """Take off `x` what is along the sphere's normal w^[p - 1] at `w`, in place."""
     normal = torch.abs(w)
-    normal.mul_(_reciprocal(normal.amax(dims, keepdim=True)))
+    normal.mul_(over.spread(_reciprocal(over.most(normal))))
     _power_(normal, p - 1.0).mul_(torch.sign(w))
-    share = _inner(normal, x, dims).div_(_inner(normal, normal, dims).clamp_(min=0.5))
-    x.addcmul_(normal, share, value=-1.0)
+    share = over.inner(normal, x).div_(over.inner(normal, normal).clamp_(min=0.5))
+    x.addcmul_(normal, over.spread(share), value=-1.0)
 
 
-def normalise_(x: Tensor, r: float, dims: tuple[int, ...]) -> Tensor:
+def normalise_(x: Tensor, r: float, over: Neurons) -> Tensor:
     """Divide each row by its L_r norm, in place, and return `x`; rows of zeros stay."""
     wide = x.to(wide_dtype(x))
-    return x.copy_(wide * _inverse_norm(wide, r, torch.empty_like(wide), dims))
+    return x.copy_(wide * over.spread(_inverse_norm(wide, r, torch.empty_like(wide), over)))
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
@@ -179,11 +190,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
-def _inverse_norm(x: Tensor, r: float, scratch: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _inverse_norm(x: Tensor, r: float, scratch: Tensor, over: Neurons) -> Tensor:
     """Return 1 / ‖row‖_r, and 0 for rows of zeros."""
     torch.abs(x, out=scratch)
-    inverse = _reciprocal(scratch.amax(dims, keepdim=True))
-    total = _power_(scratch.mul_(inverse), r).sum(dims, keepdim=True).clamp_(min=0.5)  # at least 1, where it is not 0
+    inverse = _reciprocal(over.most(scratch))
+    total = over.sum(_power_(scratch.mul_(over.spread(inverse)), r)).clamp_(min=0.5)  # at least 1, where it is not 0
     return total.pow_(-1.0 / r).mul_(inverse)
 
 
@@ -196,12 +207,6 @@ def _power_(size: Tensor, t: float) -> Tensor:
 def _reciprocal(most: Tensor) -> Tensor:
     """Return 1 / most, and 0 where that is no number to reckon with."""
     return torch.where(most > _tiny(most), most, torch.inf).reciprocal_()
-
-
-def _inner(a: Tensor, b: Tensor, dims: tuple[int, ...]) -> Tensor:
-    if a.ndim == 2:
-        return torch.linalg.vecdot(a, b).unsqueeze(1)
-    return (a * b).sum(dims, keepdim=True)
 
 
 def stays_long(lr: float, q: float) -> bool:

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from pared.errors import ConfigError
 from pared.ops.lp import dual_exponent, signed_power
-from pared.optim.base import SphereOptimizer, has_empty_rows
+from pared.optim.base import SphereOptimizer
 from pared.optim.kernels import Number, Options, Rows, advance_lp, normalise_, wide_dtype
+from pared.optim.neurons import neurons_of
 
 Form = Literal["momentum", "direct"]
 
@@ -17,14 +18,17 @@ class LpSGD(SphereOptimizer):
 
     Construction changes the network: every row (axis 0, the rest flattened) of a weight with two or more axes in a group
     with a `p` is divided by its L_p norm, there and then, as the paper begins. Make the optimizer after the weights are
-    set, call `normalize_` when they are set again. Vectors in such a group, as biases, and groups with `p=None` take
+    set, call `normalize_` when they are set again. The values of a `SparseLinear` are on the sphere row by row, as its
+    weight would be with a mask, where the group's `crow` says what their rows are: make groups with `lp_groups`, or write
+    `{"params": [layer.values], "p": 1.3, "crow": [layer.crow]}`. Other vectors, as biases, and groups with `p=None` take
     heavy-ball SGD. The size of gradients does not matter on the sphere: a row whose momentum is not all zeros moves a
     share `lr` of the way, however small it is; rows whose momentum is all zeros stay.
 
     Shapes: state `v` (form "momentum"), `momentum_buffer` and `mask` have the parameter's shape. `v`, with ‖v‖_q = 1 and
     w = v^[q - 1], is in float32 where the parameter is float16 or bfloat16, and momentum on the sphere too. `mask`,
-    boolean, is there once `connections_changed` was called: what it leaves out is exactly 0 and in no norm. `torch.compile`
-    runs the step as it is.
+    boolean, is there once `connections_changed` was called: what it leaves out is exactly 0 and in no norm. Values of a
+    sparse layer have `crow`, int32 (rows + 1,), instead; who changes the layer's pattern calls `pattern_changed`, as the
+    sessions of `pared.methods` do. `torch.compile` runs the step as it is.
 
     Args:
         params: parameters, or groups with options of their own, as `lp_groups` makes.
@@ -81,9 +85,9 @@ class LpSGD(SphereOptimizer):
 
     def _begin(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> None:
         if group["form"] == "momentum" and "v" not in state:
-            v = signed_power(p.to(wide_dtype(p)), group["p"] - 1.0)
-            state["v"] = normalise_(v, dual_exponent(group["p"]), tuple(range(1, p.ndim)))
-            state["empty"] = has_empty_rows(v)
+            v, over = signed_power(p.to(wide_dtype(p)), group["p"] - 1.0), neurons_of(p, state)
+            state["v"] = normalise_(v, dual_exponent(group["p"]), over)
+            state["empty"] = over.has_empty(v)
 
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:
         advance_lp(rows, options, dual_exponent(group["p"]), group["lr"])

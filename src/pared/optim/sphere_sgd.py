@@ -9,11 +9,11 @@ from pared.optim.kernels import Number, Options, Rows, advance, step_tangent
 class SphereSGD(SphereOptimizer):
     """Constrained SGD: project the gradient onto the sphere's tangent space, step, go back by dividing by the L_p norm.
 
-    Construction changes the network, as that of `LpSGD` does, and groups, vectors and options mean the same; on this
-    sphere `lr` is a length, not a share, but must be in [0, 1) as well, and the size of gradients matters. Momentum
-    follows along the sphere by projection onto the tangent space where it is used.
+    Construction changes the network, as that of `LpSGD` does, and groups, vectors, sparse layers and options mean the
+    same; on this sphere `lr` is a length, not a share, but must be in [0, 1) as well, and the size of gradients matters.
+    Momentum follows along the sphere by projection onto the tangent space where it is used.
 
-    Shapes: state `momentum_buffer` has the parameter's shape.
+    Shapes: state `momentum_buffer` has the parameter's shape, `mask` and `crow` are as in `LpSGD`.
 
     Raises:
         ConfigError: an option is out of range.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pared.nn.sparse_linear import SparseLinear, gather
 from pared.ops.pattern import Pattern, choose
-from pared.topology.connections import Carry
+from pared.topology.connections import Carry, Follower
 
 #: Numbers of a gradient of dead connections that are in memory at a time.
 BLOCK = 1 << 22
@@ -167,6 +167,12 @@ class Compressed:
             return gather(tensor, source).masked_fill_(new, fresh)
 
         return carry
+
+    def tell(self, follower: Follower, grow: Tensor) -> None:
+        """Tell who lives after a change, and that living entries `grow` are new; its tensors were carried already."""
+        source = torch.arange(self.count, device=self.weight.device)
+        source[self.places(grow)] = -1
+        follower.pattern_changed(self.weight, self.layer.crow, source)
 
     @torch.no_grad()
     def mirror(self, model: nn.Module, name: str) -> None:

@@ -10,6 +10,18 @@ from torch import Tensor, nn
 Carry = Callable[[Tensor, float], Tensor]
 
 
+class Follower(Protocol):
+    """What depends on which entries of a weight live, as an optimizer does that holds rows on a sphere."""
+
+    def connections_changed(self, param: Tensor, mask: Tensor, fresh: Tensor) -> None:
+        """Follow a change of the living entries of a whole weight, boolean each, of which `fresh` have just come to life."""
+        ...
+
+    def pattern_changed(self, param: Tensor, crow: Tensor, source: Tensor) -> None:
+        """Follow a change of the pattern in CSR of living weights, of which number i was number source[i], or is new (-1)."""
+        ...
+
+
 class Connections(Protocol):
     """Which entries of a weight live. Entries are numbered as in the flat weight; a row makes one unit.
 
@@ -85,6 +97,10 @@ class Connections(Protocol):
 
     def change(self, drop: Tensor, grow: Tensor, values: Tensor | float = 0.0) -> Carry:
         """Let living entries `drop` die, and then dead entries `grow` live with these values."""
+        ...
+
+    def tell(self, follower: Follower, grow: Tensor) -> None:
+        """Tell who lives after a change, and that living entries `grow` are new; its tensors were carried already."""
         ...
 
     def mirror(self, model: nn.Module, name: str) -> None:
@@ -194,6 +210,12 @@ class Masked:
         values = torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
         self.weight[self.places(grow)] = values
         return self._carry(torch.cat([drop, grow]))
+
+    def tell(self, follower: Follower, grow: Tensor) -> None:
+        """Tell who lives after a change, and that living entries `grow` are new; its tensors were carried already."""
+        fresh = torch.zeros_like(self.mask)
+        fresh.view(-1)[grow] = True
+        follower.connections_changed(self.weight, self.mask, fresh)
 
     @torch.no_grad()
     def mirror(self, model: nn.Module, name: str) -> None:

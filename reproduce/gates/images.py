@@ -218,9 +218,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--strengths", default=",".join(map(str, STRENGTHS)))
-    parser.add_argument(
-        "--thin", default="8,6,5,4", help="widths of the thinner networks; the first is the dense one"
-    )
+    parser.add_argument("--thin", default="8,6,5,4", help="widths of the thinner networks; the first is the dense one")
     parser.add_argument("--kinds", default="thin,gates,random")
     return reproduce(parser, runs, table)
 

@@ -21,7 +21,9 @@ def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
         ConfigError: a scheduler exists already, or the optimizer is another network's.
         SurgeryError: the network is bound already, or the optimizer cannot follow a removal.
     """
-    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+    if any(
+        hasattr(one.step, "_wrapped_by_lr_sched") for one in (optimizer, getattr(optimizer, "optimizer", optimizer))
+    ):
         raise ConfigError(
             "a learning-rate scheduler already holds this optimizer's groups; bind the method before making "
             "the scheduler"
@@ -89,5 +91,6 @@ def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale
     like = next((group for group in optimizer.param_groups if group.get("p", 0) is None), optimizer.param_groups[0])
     group: dict[str, Any] = {key: value for key, value in like.items() if key not in ("params", "param_names")}
     group |= {"params": thetas if named else [theta for _, theta in thetas], "weight_decay": 0.0}
+    group |= {"strength": 0.0} if "prox" in group else {}  # of a proximal step, which is for weights
     group |= {key: lr_scale * group[key] for key in ("lr", "initial_lr") if key in group}
     optimizer.add_param_group(group)

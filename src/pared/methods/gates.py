@@ -21,6 +21,7 @@ from pared.methods.switches import place_switches, refusals, whole
 from pared.methods.unit_session import UnitSession
 from pared.nn import Gate
 from pared.nn.gate import DeadGrad, Positive
+from pared.nn.top_k import TopKGate
 from pared.surgery import Example, Slot
 
 
@@ -85,6 +86,11 @@ class Gates(UnitMethod):
             if not gates_of(model, titles):
                 place_switches(model, example, self._unit_gate)
             gates, graph = gates_of(model, titles), surgery.graph(model, example)
+            if any(isinstance(gate, TopKGate) for gate in gates.values()):
+                raise ConfigError(
+                    "the network holds gates that keep a given number of components, of whom a share of 0 says nothing; "
+                    "train it without Gates, and call their discretize() at the end"
+                )
             paths = {id(module): name for name, module in model.named_modules()}
             others = [t for t, gate in gates.items() if members_of(model, gate) or loser_of(model, gate) is not None]
             alone = {title: paths[id(gate)] for title, gate in gates.items() if title not in others}

@@ -64,23 +64,31 @@ class Competition(nn.Module):
     Args:
         modules: the branches, at least one.
         norm: makes what stands behind each branch; nothing does when None.
-        options: of the `Gate`.
+        gate: of as many components as there are branches; a `Gate` when None.
+        options: of the `Gate` that is made.
 
     Raises:
-        ConfigError: there is no branch.
+        ConfigError: there is no branch, or the gate has another number of components.
 
     Source: differentiable sparsification (arXiv 1910.03201), equation 1.
     """
 
     def __init__(
-        self, modules: Iterable[nn.Module], *, norm: Callable[[], nn.Module] | None = None, **options: Any
+        self,
+        modules: Iterable[nn.Module],
+        *,
+        norm: Callable[[], nn.Module] | None = None,
+        gate: Gate | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         members = list(modules)
         if not members:
             raise ConfigError("a competition needs at least one branch, got none")
         like = next((p for member in members for p in member.parameters()), torch.empty(0))
-        gate = Gate(len(members), device=like.device, dtype=like.dtype, **options)
+        gate = Gate(len(members), device=like.device, dtype=like.dtype, **options) if gate is None else gate
+        if len(gate.theta) != len(members):
+            raise ConfigError(f"expected a gate of {len(members)} components, one a branch; got {len(gate.theta)}")
         members = [member if norm is None else nn.Sequential(member, norm()) for member in members]
         self.branches = nn.ModuleList(Gated(member, gate, place) for place, member in enumerate(members))
 

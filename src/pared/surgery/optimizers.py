@@ -31,6 +31,9 @@ def listed(optimizer: Optimizers) -> list[Optimizer]:
 
 def refuse_optimizer(optimizer: Optimizer | None) -> None:
     """Raise a SurgeryError for an optimizer whose updates of the survivors would change when others are removed."""
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer):  # one that is wrapped, as by a proximal step
+        refuse_optimizer(inner)
     # One history over all parameters, factored moments, an update of the whole matrix: no per-axis gather can follow.
     name = next((kind.__name__ for kind in type(optimizer).__mro__ if kind.__name__ in _WHOLE), None)
     if name is not None and type(optimizer).__module__.startswith("torch."):

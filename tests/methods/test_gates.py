@@ -1,0 +1,215 @@
+"""Components that compete and leave, beyond the contract of all methods."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from helpers import images, network, task
+from pared.errors import ConfigError, RunError, SurgeryError
+from pared.methods import Gates, UnitSession
+from pared.models import depth_groups, resnet
+from pared.nn import Channels, Competition, Gate, Gated, SoftmaxGate
+from pared.nn.scale import Scale
+
+IMAGES, LABELS = images()
+
+
+def residual(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    return resnet((3, 2), 2, channels=2, width=4, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def bound(model: nn.Module, method: Gates, example: Tensor | None = None) -> UnitSession:
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    x = IMAGES[:2].to(next(model.parameters()).dtype) if example is None else example
+    return method.bind(model, optimizer, x, total_steps=100, steps_per_epoch=100)
+
+
+def train(session: UnitSession, steps: int, after: Callable[[], None] = lambda: None) -> None:
+    x = IMAGES.to(next(session.model.parameters()).dtype)
+    for step in range(steps):
+        rows = torch.arange(step * 32, step * 32 + 32) % len(x)
+        (F.cross_entropy(session.model(x[rows]), LABELS[rows]) + session.penalty()).backward()
+        session.step()
+        session.optimizer.zero_grad()
+        after()
+
+
+def silence(gate: Gate, *places: int) -> None:
+    """Let components have no share, and no way back in the steps to come."""
+    with torch.no_grad():
+        gate.theta[list(places)] = -30.0
+
+
+def test_groups_have_one_gate_each_without_weight_decay_and_begin_even() -> None:
+    model = residual()
+    session = bound(model, Gates(0.1, depth_groups(model)))
+    assert {title: gate.shares().tolist() for title, gate in session.gates.items()} == {
+        "stage 0": pytest.approx([1 / 3] * 3),
+        "stage 1": pytest.approx([1 / 2] * 2),
+    }
+    group = session.optimizer.param_groups[-1]
+    assert group["weight_decay"] == 0.0
+    assert sorted(p.numel() for p in group["params"]) == [1, 1, 2, 3]
+    assert session.penalty().item() == pytest.approx(0.1 * (3 + 2))
+    scaled = residual()
+    bound(scaled, Gates(0.1, depth_groups(scaled), scaled=True))
+    torch.testing.assert_close(scaled(IMAGES.double()), residual()(IMAGES.double()))
+
+
+@pytest.mark.parametrize("cost", ["parameters", "macs", "latency"])
+def test_costs_weigh_groups_by_what_leaves_with_a_component(cost: Any) -> None:
+    model = residual(torch.float32)
+    session = bound(model, Gates(1.0, depth_groups(model), cost=cost))
+    counts = {title: len(gate.theta) for title, gate in session.gates.items()}
+    assert sum(session.weights[t] * n for t, n in counts.items()) / sum(counts.values()) == pytest.approx(1.0)
+    if cost == "parameters":  # two 3x3 convolutions and two norms each; the second stage's first block reads 4 channels
+        first, second = 4 * 4 * 9 * 2 + 16, (4 * 8 * 9 + 8 * 8 * 9 + 32 + 8 * 8 * 9 * 2 + 32) / 2
+        assert session.weights["stage 1"] / session.weights["stage 0"] == pytest.approx(second / first)
+
+
+def test_removal_changes_no_output_and_no_later_step_of_the_others() -> None:
+    stays, leaves = (bound(model, Gates(0.1, depth_groups(model), every=5)) for model in (residual(), residual()))
+    assert stays.components is not None
+    stays.components.remove = lambda session: None  # type: ignore[method-assign]  # killed, and still there
+    for session in (stays, leaves):
+        silence(session.gates["stage 0"], 1)
+        silence(session.gates["stage 1"], 0)
+        train(session, 5)
+    assert [(e.layer, e.index, e.left) for e in leaves.events] == [("stage 0", (1,), 2), ("stage 1", (0,), 1)]
+    assert isinstance(leaves.net.get_submodule("4"), nn.Identity)
+    names = leaves.net.state_dict().keys()
+    assert not any(name.startswith(("4.", "6.conv", "6.norm")) for name in names)
+    assert "6.shortcut.0.weight" in names  # what changes shapes stays
+    for _ in range(3):
+        x = IMAGES.double()
+        torch.testing.assert_close(leaves.model.eval()(x), stays.model.eval()(x), rtol=1e-10, atol=1e-10)
+        for session in (stays, leaves):
+            train(session, 4)
+    mine, theirs = dict(leaves.net.named_parameters()), dict(stays.net.named_parameters())
+    for name, parameter in mine.items():
+        if ".gate." not in name:  # is named by the first who holds it
+            torch.testing.assert_close(parameter, theirs[name], rtol=1e-9, atol=1e-10)
+    for title, gate in leaves.gates.items():
+        torch.testing.assert_close(gate.theta[gate.alive], stays.gates[title].theta[gate.alive], rtol=1e-9, atol=1e-10)
+
+
+def test_who_wakes_between_two_removals_stays() -> None:
+    model = residual()
+    session = bound(model, Gates(0.0, depth_groups(model), every=6))
+    gate = session.gates["stage 0"]
+    silence(gate, 1)
+    train(session, 4)
+    with torch.no_grad():
+        gate.theta[1] = 1.0
+    train(session, 1)
+    silence(gate, 1)
+    train(session, 1)
+    assert session.steps == 6
+    assert gate.alive.all()
+    train(session, 6)
+    assert gate.alive.tolist() == [True, False, True]
+
+
+def test_realizing_takes_out_who_has_no_share_now() -> None:
+    model = residual()
+    session = bound(model, Gates(0.1, depth_groups(model), every=1000))
+    train(session, 3)
+    silence(session.gates["stage 0"], 0, 2)
+    before = session.model.eval()(IMAGES.double())
+    small = session.realize()
+    torch.testing.assert_close(small(IMAGES.double()), before, rtol=1e-9, atol=1e-9)
+    assert [type(small.get_submodule(str(place))) for place in (3, 5)] == [nn.Identity] * 2
+    assert not any(isinstance(module, Gated | Gate | Scale) for module in small.modules())
+
+
+def branches(count: int = 3) -> list[nn.Module]:
+    generator = torch.Generator().manual_seed(0)
+    made: list[nn.Module] = []
+    for _ in range(count):
+        linear = nn.Linear(12, 2)
+        nn.init.normal_(linear.weight, generator=generator)
+        made.append(linear)
+    return made
+
+
+def test_a_whole_group_dies_with_null_where_it_is_only_added() -> None:
+    class Plus(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base, self.more = network(), Competition(branches(), null=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(x) + self.more(x)
+
+    model, (x, y) = Plus(), task()
+    session = bound(model, Gates(0.1, every=2), x[:2])
+    (gate,) = session.gates.values()
+    with torch.no_grad():
+        gate.theta.fill_(-30.0)
+        gate.beta.fill_(5.0)
+    before = model(x)
+    for _ in range(2):
+        (F.cross_entropy(model(x), y) + session.penalty()).backward()
+        session.optimizer.zero_grad()  # nothing moves
+        session.step()
+    assert [event.left for event in session.events] == [1]  # the strongest stands, at a share of 0
+    small = session.realize()
+    torch.testing.assert_close(small(x), before)
+
+
+def test_a_competition_with_one_branch_left_becomes_that_branch() -> None:
+    model = nn.Sequential(Competition(branches()), nn.Identity())
+    session = bound(model, Gates(0.1, every=1000), task()[0][:2])
+    (gate,) = session.gates.values()
+    silence(gate, 0, 2)
+    x = task()[0]
+    before, small = model(x), session.realize()
+    assert isinstance(small, nn.Sequential)
+    assert isinstance(small[0], nn.Linear)
+    torch.testing.assert_close(small(x), before)
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ({"a": ["3.norm9"]}, "which is no module"),
+        ({"a": [""]}, "which is no module"),
+        ({"a": []}, "no modules"),
+        ({"a": ["3.norm2", "3.norm2"]}, "more than once"),
+        ({"a": ["3.norm2"], "b": ["3.norm2"]}, "more than once"),
+        ({"a": Channels("3.norm1", (1, 2))}, "expected 3 channels"),
+    ],
+)
+def test_groups_that_make_no_sense_leave_the_network_as_it_was(groups: Any, told: str) -> None:
+    model = residual()
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    with pytest.raises((ConfigError, SurgeryError), match=told):
+        bound(model, Gates(0.1, groups))
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+def test_gates_that_keep_a_given_number_are_refused() -> None:
+    model = nn.Sequential(Competition(branches(), gate=SoftmaxGate(3, k=2)))
+    with pytest.raises(ConfigError, match="discretize"):
+        bound(model, Gates(0.1), task()[0][:2])
+    with pytest.raises(ConfigError, match="expected a gate of 3"):
+        Competition(branches(), gate=Gate(4))
+
+
+def test_a_session_of_another_network_is_refused_and_nothing_changes() -> None:
+    model, other = residual(), resnet((2, 2), 2, channels=2, width=4).double()
+    session = bound(model, Gates(0.1, depth_groups(model), every=1))
+    silence(session.gates["stage 0"], 1)
+    train(session, 1)
+    state = copy.deepcopy(session.state_dict())
+    state["components"] = [["99", "identity"]]
+    fresh = bound(other, Gates(0.1, depth_groups(other)))
+    names = list(other.state_dict())
+    with pytest.raises(RunError, match="no module '99'"):
+        fresh.load_state_dict(state)
+    assert list(other.state_dict()) == names

@@ -69,9 +69,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
     return loss.detach()
 
 
-# --- depth ----------------------------------------------------------------------------------------------------------
-
-
 def test_blocks_of_a_stage_compete() -> None:
     model = resnet((2, 1, 3), 5, width=4)
     assert depth_groups(model) == {
@@ -81,9 +78,6 @@ def test_blocks_of_a_stage_compete() -> None:
     }
     assert all(isinstance(model.get_submodule(n), nn.BatchNorm2d) for ns in depth_groups(model).values() for n in ns)
     assert [len(names) for names in depth_groups(nn.ModuleDict({"net": wide_resnet(22)})).values()] == [3, 4, 3]
-
-
-# --- branches -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("branches", "million"), [(8, 34.4), (16, 68.2)])
@@ -171,9 +165,6 @@ def test_what_surgery_refuses_of_branches() -> None:
     with pytest.raises(SurgeryError, match="its entries are copies of one another"):  # one channel of every branch
         pared.remove(model, {"3.conv2:1": [0]}, graph=graph)
     assert torch.equal(model(IMAGE), before)
-
-
-# --- inputs ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), and steps on the L_p sphere (sphere.inc).
+// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), convolutions with a sparse weight (conv.h,
+// conv.inc), and steps on the L_p sphere (sphere.inc).
 //
 // Products are for features-major activations: row f of a (features, batch) matrix is one feature of all samples, so that
 // an entry of the pattern works on whole registers of samples.
@@ -42,7 +43,7 @@
 
 namespace {
 
-constexpr int VERSION = 3;
+constexpr int VERSION = 4;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -111,6 +112,8 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
     return 0;
 }
 
+#include "conv.h"
+
 }  // namespace
 
 #define PARED_ISA portable
@@ -124,6 +127,7 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
 #endif
 namespace {
 #include "sweep.inc"
+#include "conv.inc"
 #include "sphere.inc"
 }
 #undef PARED_ISA
@@ -146,6 +150,7 @@ namespace {
 #define PARED_BOTH 4
 namespace {
 #include "sweep.inc"
+#include "conv.inc"
 #include "sphere.inc"
 }
 #undef PARED_ISA
@@ -166,6 +171,7 @@ namespace {
 #define PARED_BOTH 8
 namespace {
 #include "sweep.inc"
+#include "conv.inc"
 #include "sphere.inc"
 }
 #if defined(__clang__)
@@ -219,14 +225,15 @@ int part(const Task<T>& task, int64_t entries, int isa, int64_t first, int64_t l
     return portable::part<T, product, dots>(task, first, last);
 }
 
-// The first row of share `number` of `count`, by entries, with rows counted too since empty ones are written.
+// The first row of share `number` of `count`, by entries, with rows counted too since empty ones are written; of groups of
+// `group` rows the first group.
 template <class T>
-int64_t share(const Task<T>& task, int64_t number, int64_t count) {
+int64_t share(const Task<T>& task, int64_t number, int64_t count, int64_t group = 1) {
     const int64_t target = (int64_t(task.crow[task.rows]) + 4 * task.rows) * number / count;
-    int64_t low = 0, high = task.rows;
+    int64_t low = 0, high = task.rows / group;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (task.crow[middle] + 4 * middle < target)
+        if (task.crow[middle * group] + 4 * middle * group < target)
             low = middle + 1;
         else
             high = middle;
@@ -261,11 +268,17 @@ int threads_for(int64_t work, int64_t rows, int threads) {
     return int(std::max<int64_t>(1, std::min<int64_t>({threads, work / SHARE, rows, 256})));
 }
 
+// Whether the ends of rows ascend from 0 to `entries`.
+template <class T>
+bool ordered(const Task<T>& task, int64_t entries) {
+    bool right = task.crow[0] == 0 && task.crow[task.rows] == entries;
+    for (int64_t r = 0; r < task.rows; ++r) right &= task.crow[r] <= task.crow[r + 1];
+    return right;
+}
+
 template <class T, bool product, bool dots>
 int run(const Task<T>& task, int64_t entries, int isa, int threads) {
-    bool ordered = task.crow[0] == 0 && task.crow[task.rows] == entries;
-    for (int64_t r = 0; r < task.rows; ++r) ordered &= task.crow[r] <= task.crow[r + 1];
-    if (!ordered) return BAD_PATTERN;
+    if (!ordered(task, entries)) return BAD_PATTERN;
     if (dots && task.batch == 0) std::fill(task.dots, task.dots + entries, T(0));
     if (task.batch == 0) return 0;
     const int best = best_isa();
@@ -356,3 +369,5 @@ PARED_BACKWARD(pared_backward_f64, double)
 
 PARED_SPHERE(pared_sphere_f32, float)
 PARED_SPHERE(pared_sphere_f64, double)
+
+#include "conv_run.inc"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from pared.native import csr as native
+from pared.native import conv as native
+from pared.native.csr import serves
 from pared.ops import csr_torch
 from pared.ops.csr import PATTERN, Both, csr_product, forwarding, refuse_forwarding
 from pared.ops.window import Window
@@ -42,9 +43,11 @@ def _matrix(y: Tensor) -> Tensor:
 )
 def _conv(x: Tensor, values: Tensor, bias: Tensor | None, window: list[int], *pattern: *Both) -> Tensor:
     refuse_forwarding()
+    over, x, values = Window.of(window), x.contiguous(), values.contiguous()
     offset = None if bias is None else bias.contiguous()
-    kernels, over = native if native.serves(x) else csr_torch, Window.of(window)
-    y = kernels.product(*pattern[:3], values.contiguous(), offset, over.unfold(x))
+    if serves(x):
+        return native.product(*pattern[:2], values, offset, x, over)
+    y = csr_torch.product(*pattern[:3], values, offset, over.unfold(x))
     return _images(y, len(x), over.out_size(*x.shape[2:]))
 
 
@@ -55,10 +58,12 @@ def _conv(x: Tensor, values: Tensor, bias: Tensor | None, window: list[int], *pa
 )
 def _backward(dy: Tensor, x: Tensor, values: Tensor, window: list[int], *pattern: *Both) -> tuple[Tensor, Tensor]:
     refuse_forwarding()
-    kernels, over = native if native.serves(x) else csr_torch, Window.of(window)
+    over, dy, x, values = Window.of(window), dy.contiguous(), x.contiguous(), values.contiguous()
+    if serves(x):
+        return native.backward(*pattern[3:], values, dy, x, over)  # pyright: ignore[reportReturnType]
     columns, rows = over.unfold(x), _matrix(dy)
-    dx = kernels.product(*pattern[3:], values.contiguous(), None, rows)
-    return over.fold(dx, len(x), *x.shape[2:]), kernels.dots(*pattern[:3], rows, columns)
+    dx = csr_torch.product(*pattern[3:], values, None, rows)
+    return over.fold(dx, len(x), *x.shape[2:]), csr_torch.dots(*pattern[:3], rows, columns)
 
 
 @custom_op(
@@ -68,16 +73,20 @@ def _backward(dy: Tensor, x: Tensor, values: Tensor, window: list[int], *pattern
 )
 def _transposed(dy: Tensor, values: Tensor, height: int, width: int, window: list[int], *pattern: *Both) -> Tensor:
     refuse_forwarding()
-    kernels, over = native if native.serves(dy) else csr_torch, Window.of(window)
-    dx = kernels.product(*pattern[3:], values.contiguous(), None, _matrix(dy))
-    return over.fold(dx, len(dy), height, width)
+    over, dy, values = Window.of(window), dy.contiguous(), values.contiguous()
+    if serves(dy):
+        like = dy.new_empty((len(dy), (len(pattern[3]) - 1) // over.positions, height, width))
+        return native.backward(*pattern[3:], values, dy, like, over, dots=False)[0]  # pyright: ignore[reportReturnType]
+    return over.fold(csr_torch.product(*pattern[3:], values, None, _matrix(dy)), len(dy), height, width)
 
 
 @custom_op("pared::csr_conv_dots", mutates_args=(), schema=f"(Tensor dy, Tensor x, int[] window, {PATTERN}) -> Tensor")
 def _dots(dy: Tensor, x: Tensor, window: list[int], *pattern: *Both) -> Tensor:
     refuse_forwarding()
-    kernels = native if native.serves(x) else csr_torch
-    return kernels.dots(*pattern[:3], _matrix(dy), Window.of(window).unfold(x))
+    over, dy, x = Window.of(window), dy.contiguous(), x.contiguous()
+    if serves(x):
+        return native.backward(*pattern[3:], None, dy, x, over)[1]  # pyright: ignore[reportReturnType]
+    return csr_torch.dots(*pattern[:3], _matrix(dy), over.unfold(x))
 
 
 @_conv.register_fake

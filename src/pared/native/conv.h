@@ -50,31 +50,6 @@ struct Grid {
     }
 };
 
-template <class T>
-PARED_INLINE void put(T* to, const T* from, int64_t count, int64_t to_step, int64_t from_step) {
-    if (to_step == 1 && from_step == 1)
-        std::memcpy(to, from, size_t(count) * sizeof(T));
-    else
-        for (int64_t j = 0; j < count; ++j) to[j * to_step] = from[j * from_step];
-}
-
-// Fill `length` columns of the grid with pixels of the channel at `plane`, and zeros in the gaps.
-template <class T>
-PARED_INLINE void pack(const T* plane, const Run* runs, int64_t count, int64_t step, T* to, int64_t length) {
-    int64_t at = 0;
-    for (int64_t k = 0; k < count; ++k) {
-        for (; at < runs[k].at; ++at) to[at] = 0;
-        put(to + at, plane + runs[k].from, runs[k].count, 1, step);
-        at += runs[k].count;
-    }
-    std::fill(to + at, to + length, T(0));
-}
-
-template <class T>
-PARED_INLINE void unpack(T* plane, const Run* runs, int64_t count, int64_t step, const T* from) {
-    for (int64_t k = 0; k < count; ++k) put(plane + runs[k].from, from + runs[k].at, runs[k].count, step, 1);
-}
-
 // A walk over a pattern whose rows are those of `walked`'s channels, `group` of them each, and whose columns are those of
 // `gathered`'s: forward one and as many as there are positions, backward the other way round.
 template <class T>

@@ -128,7 +128,7 @@ def _conv_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = _transposed(dy, values, *ctx.size, ctx.window, *pattern)
     elif needs_values:
         dvalues = _dots(dy, x, ctx.window, *pattern)
-    return dx, dvalues, dy.sum((0, 2, 3)) if needs_bias else None, *[None] * 7
+    return dx, dvalues, dy.sum((2, 3)).sum(0) if needs_bias else None, *[None] * 7
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -9,7 +9,10 @@ from setuptools.errors import CompileError
 KERNELS = Extension(
     "pared.native._kernels",
     ["src/pared/native/kernels.cpp"],
-    depends=["src/pared/native/sphere.inc", "src/pared/native/sweep.inc", "src/pared/native/turn.inc"],
+    depends=[
+        f"src/pared/native/{name}"
+        for name in ("conv.h", "conv.inc", "conv_run.inc", "sphere.inc", "sweep.inc", "turn.inc")
+    ],
     language="c++",
     extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
     py_limited_api=True,  # the library is opened by ctypes and knows nothing of Python

@@ -1,5 +1,6 @@
 """Which layers become sparse, and that answers stay."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pared
 from pared import sparsifying
 from pared.errors import ConfigError
 from pared.models import mlp
-from pared.nn import SparseLinear
+from pared.nn import SparseConv2d, SparseLinear
 
 
 def network(density: float = 0.1) -> nn.Sequential:
@@ -26,9 +27,9 @@ def network(density: float = 0.1) -> nn.Sequential:
 def clocked(monkeypatch: pytest.MonkeyPatch, whole: tuple[float, float] = (2.0, 1.0)) -> None:
     """Say that sparse layers are faster below a density of a half, and what the networks take."""
 
-    def calibrated(shape: tuple[int, int], count: int, *rest: Any) -> tuple[float, float]:
-        assert rest[0] == 7
-        return 1.0, count / (shape[0] * shape[1]) * 2
+    def calibrated(shape: torch.Size, count: int, *rest: Any) -> tuple[float, float]:
+        assert rest[0] in ((7,), (7, 8, 8))
+        return 1.0, count / math.prod(shape) * 2
 
     monkeypatch.setattr(sparsifying, "_calibrated", calibrated)
     monkeypatch.setattr(sparsifying, "least_us", lambda calls: list(whole)[: len(calls)])
@@ -48,6 +49,26 @@ def test_layers_that_are_faster_become_sparse_and_answers_stay(monkeypatch: pyte
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "sparse" in str(found)
     assert "forward pass: 2.0 us before, 1.0 us after" in str(found)
+
+
+def test_convolutions_are_considered_at_the_size_of_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding="same"),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, dilation=1, bias=False),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+    )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight[torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.9] = 0.0
+    x = torch.randn(7, 3, 8, 8)
+    found = pared.sparsify(model, x)
+    assert [(one.name, one.sparse) for one in found.layers] == [("0", True), ("3", True)]
+    assert [type(found.model.get_submodule(name)) for name in "0345"] == [SparseConv2d] * 2 + [nn.Conv2d] * 2
+    assert torch.allclose(found.model(x), model.eval()(x), atol=1e-5)
 
 
 def test_a_network_that_would_not_be_faster_stays_dense(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,4 +126,15 @@ def test_a_single_layer_is_measured_and_told() -> None:
     found = pared.sparsify(layer, x)
     assert found.layers[0].dense_us > 0
     assert found.layers[0].sparse == isinstance(found.model, SparseLinear)  # which it is depends on the machine
+    assert torch.allclose(found.model(x), layer(x), atol=1e-4)
+
+
+def test_a_single_convolution_is_measured_and_told() -> None:
+    layer = nn.Conv2d(16, 256, (3, 2), 2, (1, 0))
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand(layer.weight.shape) < 0.005)
+    x = torch.randn(4, 16, 11, 12)
+    found = pared.sparsify(layer, x)
+    assert found.layers[0].dense_us > 0
+    assert found.layers[0].sparse == isinstance(found.model, SparseConv2d)
     assert torch.allclose(found.model(x), layer(x), atol=1e-4)

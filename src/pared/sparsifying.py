@@ -5,17 +5,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.measure.latency import least_us
+from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
 from pared.ops.csr_torch import DEVICES, DTYPES
 from pared.ops.pattern import Pattern
 from pared.surgery.trace import Example, arguments, evaluating
 
+Dense = nn.Linear | nn.Conv2d
 #: A sparse layer has to take at most this share of the dense one's time, as measurement is noisy.
 MARGIN = 0.9
 
@@ -34,7 +37,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """A network, what was decided of its linear layers, and the microseconds of a forward pass before and after."""
+    """A network, what was decided of its layers, and the microseconds of a forward pass before and after."""
 
     model: nn.Module
     layers: tuple[Choice, ...]
@@ -50,16 +53,17 @@ class Sparsified:
 
 
 def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> Sparsified:
-    """Return a copy of `model`, in evaluation mode, whose linear layers are sparse where that is faster on this machine.
+    """Return a copy of `model`, in evaluation mode, whose layers are sparse where that is faster on this machine.
 
-    Every `nn.Linear` is timed against a `SparseLinear` with as many weights, for as many rows as it gets of `example`, on as
-    many threads as torch uses now; measurements are remembered while the process lives. If the whole network is not faster
-    with what was chosen, all layers stay dense. Subclasses, and layers with hooks, parametrizations or tied weights, are left
+    Every `nn.Linear` and `nn.Conv2d` is timed against a `SparseLinear` or `SparseConv2d` with as many weights, for as many
+    rows, or images of the size, as it gets of `example`, on as many threads as torch uses now; measurements are remembered
+    while the process lives. If the whole network is not faster with what was chosen, all layers stay dense. Subclasses,
+    layers with hooks, parametrizations or tied weights, and convolutions with groups or other padding than zeros are left
     alone.
 
     Args:
         model: a network with zeros in its weights, as `session.realize()` returns it.
-        example: what its forward pass takes, as often as it will be called with: rows count.
+        example: what its forward pass takes, as often as it will be called with: rows and sizes of images count.
         threshold: weights of at most this magnitude are 0 from now on, >= 0.
 
     Raises:
@@ -70,13 +74,13 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
     args, kwargs = arguments(example)
     dense = copy.deepcopy(model).eval()
     _cut(dense, threshold)
-    rows = _rows(dense, lambda: dense(*args, **kwargs))
+    sizes = _sizes(dense, lambda: dense(*args, **kwargs))
     sparse, layers = copy.deepcopy(dense), []
-    for name, layer in _linears(sparse).items():
-        if name in rows:
-            layers.append(_choose(name, layer, rows[name]))
+    for name, layer in _dense_layers(sparse).items():
+        if name in sizes:
+            layers.append(_choose(name, layer, sizes[name]))
             if layers[-1].sparse:
-                made = SparseLinear.from_linear(layer)
+                made = _sparse(layer)
                 sparse = made if sparse is layer else sparse
                 if name:
                     sparse.set_submodule(name, made)
@@ -90,8 +94,8 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
     return Sparsified(sparse, tuple(layers), before, after)
 
 
-def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the plain linear layers that there are kernels for, by name, of weights that no other module has."""
+def _dense_layers(model: nn.Module) -> dict[str, Dense]:
+    """Return the plain layers that there are kernels for, by name, of weights that no other module has."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -99,7 +103,8 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear
+        if (type(module) is nn.Linear or type(module) is nn.Conv2d)
+        and (isinstance(module, nn.Linear) or (module.groups == 1 and module.padding_mode == "zeros"))
         and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
         and owners[id(module.weight)] == 1
         and module.weight.dtype in DTYPES
@@ -109,18 +114,26 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def _cut(model: nn.Module, threshold: float) -> None:
-    for layer in _linears(model).values():
+    for layer in _dense_layers(model).values():
         layer.weight.masked_fill_(layer.weight.abs() <= threshold, 0.0)
 
 
-def _rows(model: nn.Module, call: Callable[[], object]) -> dict[str, int]:
-    """Return how many rows each linear layer gets in a call."""
-    rows: dict[str, int] = {}
-    handles = []
-    for name, layer in _linears(model).items():
+def _sparse(layer: Dense) -> SparseLinear | SparseConv2d:
+    return SparseLinear.from_linear(layer) if isinstance(layer, nn.Linear) else SparseConv2d.from_conv(layer)
 
-        def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            rows[name] = inputs[0].numel() // max(1, inputs[0].shape[-1])
+
+def _sizes(model: nn.Module, call: Callable[[], object]) -> dict[str, tuple[int, ...]]:
+    """Return what each layer gets in a call: (rows,), or (n, height, width) of images."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    handles = []
+    for name, layer in _dense_layers(model).items():
+
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            x = inputs[0]
+            if isinstance(module, nn.Linear):
+                sizes[name] = (x.numel() // max(1, x.shape[-1]),)
+            else:
+                sizes[name] = (x.shape[:-3].numel(), *x.shape[-2:])
 
         handles.append(layer.register_forward_pre_hook(note))
     try:
@@ -129,27 +142,40 @@ def _rows(model: nn.Module, call: Callable[[], object]) -> dict[str, int]:
     finally:
         for handle in handles:
             handle.remove()
-    return rows
+    return sizes
 
 
-def _choose(name: str, layer: nn.Linear, rows: int) -> Choice:
-    count, total = int((layer.weight != 0).sum()), layer.weight.numel()
-    weight = layer.weight
+def _choose(name: str, layer: Dense, size: tuple[int, ...]) -> Choice:
+    weight, settings = layer.weight, ()
+    count, total = int((weight != 0).sum()), weight.numel()
+    if isinstance(layer, nn.Conv2d):
+        settings = layer.stride, layer.padding, layer.dilation
     dense_us, sparse_us = _calibrated(
-        (layer.out_features, layer.in_features), count, rows, weight.dtype, weight.device, torch.get_num_threads()
+        weight.shape, count, size, settings, weight.dtype, weight.device, torch.get_num_threads()
     )
     return Choice(name, count, total, dense_us, sparse_us, sparse_us <= MARGIN * dense_us)
 
 
 @cache
 def _calibrated(
-    shape: tuple[int, int], count: int, rows: int, dtype: torch.dtype, device: torch.device, threads: int
+    shape: torch.Size,
+    count: int,
+    size: tuple[int, ...],
+    settings: tuple[Any, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
 ) -> tuple[float, float]:
     """Return the microseconds of a dense and of a sparse layer, each from rows to rows; `threads` only tells apart."""
     generator = torch.Generator().manual_seed(0)
-    pattern = Pattern.random(*shape, count / math.prod(shape), generator)
-    sparse = SparseLinear(shape[1], shape[0], mask=pattern, device=device, dtype=dtype)
-    dense, x = sparse.to_linear(), torch.randn(rows, shape[1], generator=generator, dtype=dtype).to(device)
+    pattern = Pattern.random(shape[0], shape[1:].numel(), count / shape.numel(), generator)
+    if len(shape) == 2:
+        sparse = SparseLinear(shape[1], shape[0], mask=pattern, device=device, dtype=dtype)
+    else:
+        kernel = shape[2], shape[3]
+        sparse = SparseConv2d(shape[1], shape[0], kernel, *settings, mask=pattern, device=device, dtype=dtype)
+    dense = sparse.to_dense_layer()
+    x = torch.randn(size[0], shape[1], *size[1:], generator=generator, dtype=dtype).to(device)
     with torch.inference_mode():
         found = least_us([lambda: dense(x), lambda: sparse(x).contiguous()])
     return found[0], found[1]

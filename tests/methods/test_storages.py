@@ -29,7 +29,8 @@ from pared.methods import (
     WeightSession,
 )
 from pared.models import mlp
-from pared.nn import SparseLinear
+from pared.nn import SparseConv2d, SparseLinear
+from pared.nn.sparse_layer import SparseLayer
 from pared.ops import lp_norm
 from pared.ops.pattern import Pattern
 from pared.optim import LpSGD, SphereSGD, lp_groups
@@ -75,6 +76,35 @@ def double() -> nn.Sequential:
     return mlp(12, 3, (16, 14), generator=torch.Generator().manual_seed(0)).double()
 
 
+def pixels(model: nn.Sequential) -> nn.Sequential:
+    """Return a small convolutional network in its place: 12 inputs as an image of 3 by 4 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    made = nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)),
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, (1, 2), (2, 1), bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+        nn.Flatten(),
+        nn.Linear(4 * 2 * 3, 3),
+    )
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.ndim > 1:
+                weight.copy_(torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5)
+    return made.to(model[0].weight.dtype)  # type: ignore[arg-type]
+
+
+Change = Callable[[nn.Sequential], nn.Sequential]
+#: What becomes of a linear network, and the optimizers that are tried on that.
+NETWORKS: dict[str, tuple[Change, Iterable[str]]] = {
+    "linear": (lambda model: model, ALL),
+    "convolutions": (pixels, ("Adam", "LpSGD")),
+}
+
+
 def loss_of(model: nn.Module) -> torch.Tensor:
     x, y = task()
     return F.cross_entropy(model(x[:BATCH].double()), y[:BATCH])
@@ -91,14 +121,23 @@ def sparse(model: nn.Module, masks: dict[str, torch.Tensor]) -> nn.Module:
     for name, mask in masks.items():
         place = name.removesuffix(".weight")
         layer = twin.get_submodule(place)
-        assert isinstance(layer, nn.Linear)
-        twin.set_submodule(place, SparseLinear.from_linear(layer, mask))
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        made = (
+            SparseLinear.from_linear(layer, mask)
+            if isinstance(layer, nn.Linear)
+            else SparseConv2d.from_conv(layer, mask)
+        )
+        twin.set_submodule(place, made)
     return twin
 
 
-def pair(method: WeightMethod, solver: Callable[[nn.Module], Any]) -> tuple[WeightSession, WeightSession]:
+def pair(
+    method: WeightMethod,
+    solver: Callable[[nn.Module], Any],
+    change: Change = lambda m: m,
+) -> tuple[WeightSession, WeightSession]:
     """Return the method at work on a masked network, and on a sparse one with the same connections."""
-    model = double()
+    model = change(double())
     whole = bind(method, model, solver)
     masks = {name: whole.masked(name).mask for name in whole.connections}
     return whole, bind(method, sparse(model, masks), solver)
@@ -115,14 +154,20 @@ def run(session: WeightSession, steps: int, after: Callable[[], None] = lambda: 
 
 
 def working(methods: dict[str, WeightMethod], kinds: Iterable[str]) -> Any:
-    """Parametrize a test over methods and optimizers; a method that moves weights itself would leave a sphere."""
-    cases = {f"{n}, {k}": (m, k) for n, m in methods.items() for k in kinds if not (m.presses and k in SPHERES)}
-    return pytest.mark.parametrize(("method", "kind"), cases.values(), ids=cases)
+    """Parametrize a test over methods, optimizers and networks; a method that moves weights itself would leave a sphere."""
+    cases = {
+        f"{n}, {k}, {network}": (m, k, change)
+        for network, (change, served) in NETWORKS.items()
+        for n, m in methods.items()
+        for k in kinds
+        if k in served and not (m.presses and k in SPHERES)
+    }
+    return pytest.mark.parametrize(("method", "kind", "change"), cases.values(), ids=cases)
 
 
 @working(SAME, ALL)
-def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str) -> None:
-    whole, small = pair(method, ALL[kind])
+def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str, change: Change) -> None:
+    whole, small = pair(method, ALL[kind], change)
     assert all(isinstance(connections, Compressed) for connections in small.connections.values())
     for _ in range(TOTAL):
         run(whole, 1)
@@ -139,14 +184,14 @@ def test_both_storages_choose_and_train_alike(method: WeightMethod, kind: str) -
     ]
     assert (whole.sparsity, whole.params) == (small.sparsity, small.params)
     x = task()[0].double()
-    assert torch.allclose(whole.realize()(x), small.realize()(x), rtol=0, atol=1e-9)
-    assert not any(isinstance(module, SparseLinear) for module in small.realize().modules())
-    assert torch.equal(small.realize(sparse=True)(x), small.model(x))
+    assert torch.allclose(whole.realize().eval()(x), small.realize().eval()(x), rtol=0, atol=1e-9)
+    assert not any(isinstance(module, SparseLayer) for module in small.realize().modules())
+    assert torch.equal(small.realize(sparse=True).eval()(x), small.model.eval()(x))
 
 
 @working(DRAWN, ("Adam", "LpSGD"))
-def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod, kind: str) -> None:
-    _, small = pair(method, ALL[kind])
+def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod, kind: str, change: Change) -> None:
+    _, small = pair(method, ALL[kind], change)
     before = {name: (connections.count, connections.live()) for name, connections in small.connections.items()}
 
     def look() -> None:
@@ -163,9 +208,9 @@ def test_what_is_drawn_keeps_its_number_and_begins_anew(method: WeightMethod, ki
 
 
 @working(SAME | DRAWN, ("Adam", "LpSGD", "SphereSGD"))
-def test_a_sparse_session_resumes_bit_equally(method: WeightMethod, kind: str) -> None:
+def test_a_sparse_session_resumes_bit_equally(method: WeightMethod, kind: str, change: Change) -> None:
     def fresh() -> WeightSession:
-        return pair(method, ALL[kind])[1]
+        return pair(method, ALL[kind], change)[1]
 
     session = fresh()
     run(session, TOTAL // 2)
@@ -182,16 +227,16 @@ def test_a_sparse_session_resumes_bit_equally(method: WeightMethod, kind: str) -
 
 
 @working(SAME | DRAWN, ("Adam", "LpSGD"))
-def test_averages_follow(method: WeightMethod, kind: str) -> None:
-    _, session = pair(method, ALL[kind])
+def test_averages_follow(method: WeightMethod, kind: str, change: Change) -> None:
+    _, session = pair(method, ALL[kind], change)
     average = AveragedModel(session.model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     session.follow(average)
     run(session, TOTAL, lambda: average.update_parameters(session.model))
     for name in session.connections:
         place = name.removesuffix(".values")
         mine, other = session.net.get_submodule(place), average.module.get_submodule(place)
-        assert isinstance(mine, SparseLinear)
-        assert isinstance(other, SparseLinear)
+        assert isinstance(mine, SparseLayer)
+        assert isinstance(other, SparseLayer)
         assert torch.equal(mine.pattern.entries(), other.pattern.entries())
 
 
@@ -259,51 +304,6 @@ def test_what_is_steady_keeps_its_parameter_in_place() -> None:
         run(session, TOTAL)
         after = [connections.weight.data_ptr() for connections in session.connections.values()]
         assert not method.steady or before == after
-
-
-@pytest.mark.parametrize("block", [1, 20, 1 << 20])
-def test_gradients_of_the_dead_are_those_of_the_whole_weight_in_any_blocks(block: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(7, 11, generator=generator) < 0.4
-    mask[3] = False
-    layer = SparseLinear(11, 7, mask=mask, generator=generator, dtype=torch.float64)
-    whole = nn.Parameter(layer.to_dense().detach())
-    connections, twin = Compressed(layer, block), Masked(whole, mask)
-    connections.watch()
-    for _ in range(2):  # gradients of two batches add up
-        x = torch.randn(5, 11, generator=generator, dtype=torch.float64)
-        layer(x).square().sum().backward()
-        F.linear(x, whole, layer.bias).square().sum().backward()
-    twin.keep_gradient()
-    everything = torch.arange(77)
-    assert torch.allclose(connections.gradient_at(everything), twin.gradient_at(everything), rtol=0, atol=1e-12)
-    also = connections.live()[::3]
-    for k in (0, 1, 9, 77):
-        assert torch.equal(connections.steepest(k, also), twin.steepest(k, also))
-    each = torch.tensor([0, 1, 2, 3, 4, 50, 1])
-    assert torch.equal(connections.steepest(each, also), twin.steepest(each, also))
-    connections.forget_gradient()
-    assert not layer.witness.pairs
-    assert not layer.witness.on
-
-
-@pytest.mark.parametrize("k", [0, 1, 10, 46, 200])
-def test_any_dead_entry_may_be_drawn_and_none_twice(k: int) -> None:
-    mask = torch.zeros(6, 9, dtype=torch.bool)
-    mask.view(-1)[::5] = True
-    connections = Compressed(SparseLinear(9, 6, mask=mask))
-    live = connections.live()
-    also = live[:3]
-    free = set(range(54)) - set(live.tolist()) | set(also.tolist())
-    hits = torch.zeros(54)
-    for seed in range(200):
-        found = connections.anywhere(k, torch.Generator().manual_seed(seed), also).tolist()
-        assert len(set(found)) == len(found) == min(k, len(free))
-        assert set(found) <= free
-        hits[found] += 1
-    if k == 10:  # 200 draws of 10 of 46: 43 each, give or take six
-        assert hits[sorted(free)].min() > 15
-        assert hits.max() < 75
 
 
 def test_nothing_grows_with_the_size_of_the_weight() -> None:

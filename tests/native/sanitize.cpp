@@ -110,6 +110,68 @@ bool once_turned(Turn turn) {
     return good;
 }
 
+// A convolution of random shape, forward and backward, against loops over pixels.
+template <class T, class Forward, class Backward>
+bool once_over_images(Forward forward, Backward backward) {
+    Window of{};
+    of.images = pick(0, 5), of.in = pick(1, 6), of.out = pick(1, 7), of.height = pick(1, 12), of.width = pick(1, 40);
+    of.kernel_height = pick(1, 3), of.kernel_width = pick(1, 3), of.down = pick(1, 3), of.across = pick(1, 3);
+    of.top = pick(0, 3), of.left = pick(0, 3), of.high = pick(1, 2), of.wide = pick(1, 2);
+    const int64_t tall = of.height + of.top + pick(0, 3) - of.high * (of.kernel_height - 1);
+    const int64_t broad = of.width + of.left + pick(0, 3) - of.wide * (of.kernel_width - 1);
+    if (tall < 1 || broad < 1) return true;
+    of.rows = (tall - 1) / of.down + 1, of.columns = (broad - 1) / of.across + 1;
+    const int64_t positions = of.kernel_height * of.kernel_width, inner = of.in * positions;
+    std::vector<int32_t> crow{0}, col, crow_t{0}, col_t, perm;
+    for (int64_t o = 0; o < of.out; ++o) {
+        for (int64_t k = 0; k < inner; ++k)
+            if (pick(0, 2) == 0) col.push_back(int32_t(k));
+        crow.push_back(int32_t(col.size()));
+    }
+    for (int64_t k = 0; k < inner; ++k) {
+        for (int64_t o = 0; o < of.out; ++o)
+            for (int32_t i = crow[o]; i < crow[o + 1]; ++i)
+                if (col[i] == k) col_t.push_back(int32_t(o)), perm.push_back(i);
+        crow_t.push_back(int32_t(col_t.size()));
+    }
+    for (auto* index : {&crow, &col, &crow_t, &col_t, &perm}) index->shrink_to_fit();
+    const int64_t entries = int64_t(col.size()), pixels = of.height * of.width, answers = of.rows * of.columns;
+    auto values = numbers<T>(entries), bias = numbers<T>(of.out), x = numbers<T>(of.images * of.in * pixels);
+    auto dy = numbers<T>(of.images * of.out * answers), y = numbers<T>(of.images * of.out * answers);
+    auto dx = numbers<T>(of.images * of.in * pixels), found = numbers<T>(entries);
+    std::vector<double> plain(of.images * of.out * answers), back(of.images * of.in * pixels), dotted(entries);
+    for (int64_t n = 0; n < of.images; ++n)
+        for (int64_t o = 0; o < of.out; ++o)
+            for (int64_t t = 0; t < answers; ++t) {
+                const int64_t at = (n * of.out + o) * answers + t;
+                plain[at] = bias[o];
+                for (int32_t i = crow[o]; i < crow[o + 1]; ++i) {
+                    const int64_t k = col[i] % positions;
+                    const int64_t r = t / of.columns * of.down + k / of.kernel_width * of.high - of.top;
+                    const int64_t c = t % of.columns * of.across + k % of.kernel_width * of.wide - of.left;
+                    if (r < 0 || c < 0 || r >= of.height || c >= of.width) continue;
+                    const int64_t pixel = (n * of.in + col[i] / positions) * pixels + r * of.width + c;
+                    plain[at] += double(values[i]) * x[pixel];
+                    back[pixel] += double(values[i]) * dy[at];
+                    dotted[i] += double(dy[at]) * x[pixel];
+                }
+            }
+    const int isa = pick(-1, 2), threads = pick(1, 4), both = pick(0, 2);
+    const auto* window = reinterpret_cast<const int64_t*>(&of);
+    bool good = forward(window, entries, crow.data(), col.data(), values.get(), bias.get(), x.get(), y.get(), isa, threads) == 0;
+    good = good && close(y.get(), plain, "conv");
+    good = good && backward(window, entries, crow_t.data(), col_t.data(), perm.data(), values.get(), dy.get(), x.get(),
+                            both == 1 ? nullptr : dx.get(), both == 2 ? nullptr : found.get(), isa, threads) == 0;
+    good = good && (both == 1 || close(dx.get(), back, "conv's dx")) && (both == 2 || close(found.get(), dotted, "conv's dots"));
+    if (entries && of.images) {
+        col[pick(0, int(entries) - 1)] = pick(0, 1) ? int32_t(inner) : -1;
+        good = good && forward(window, entries, crow.data(), col.data(), values.get(), nullptr, x.get(), y.get(), isa, threads) ==
+                           BAD_PATTERN;
+    }
+    if (!good) std::printf("images %ld of %ldx%ld, isa %d, threads %d\n", of.images, of.height, of.width, isa, threads);
+    return good;
+}
+
 double norm(const std::vector<double>& x, double r) {
     double most = 0, sum = 0;
     for (double one : x) most = std::max(most, std::abs(one));
@@ -202,6 +264,11 @@ int main() {
         if (!once_on_sphere<float>(pared_sphere_f32) || !once_on_sphere<double>(pared_sphere_f64)) return 1;
     for (int n = 0; n < 1500; ++n)
         if (!once_turned<float>(pared_turn_f32) || !once_turned<double>(pared_turn_f64)) return 1;
-    std::printf("3000 random patterns, 3000 transposes and 3000 steps on spheres, best instruction set %d: nothing found\n", pared_best_isa());
+    for (int n = 0; n < 1500; ++n)
+        if (!once_over_images<float>(pared_conv_f32, pared_conv_backward_f32) ||
+            !once_over_images<double>(pared_conv_f64, pared_conv_backward_f64))
+            return 1;
+    std::printf("3000 random patterns, 3000 transposes, 3000 convolutions and 3000 steps on spheres, best instruction set %d: "
+                "nothing found\n", pared_best_isa());
     return 0;
 }

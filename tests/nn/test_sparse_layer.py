@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn import SparseLinear
-from pared.nn.sparse_linear import gather
+from pared.nn.sparse_layer import gather
 from pared.ops import Pattern
 
 

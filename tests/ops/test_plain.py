@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from pared.nn import BatchMajor, SparseLinear
+from pared.nn import BatchMajor, SparseConv2d, SparseLinear
 from pared.ops.plain import plain
 
 
@@ -83,6 +83,18 @@ def test_networks_answer_alike_with_and_without_derivatives() -> None:
             assert torch.equal(got, expected)
             assert got.is_contiguous()
             assert got.is_inference()
+
+
+def test_convolutions_answer_alike_and_are_seen_by_tracers() -> None:
+    model = SparseConv2d(2, 3, 3, padding=1, density=0.5, generator=torch.Generator().manual_seed(0))
+    for shape in ((4, 2, 5, 6), (2, 5, 6), (0, 2, 5, 6)):
+        x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+        expected = model(x)
+        assert expected.requires_grad
+        for inside in (torch.no_grad, torch.inference_mode):
+            with inside():
+                assert torch.equal(model(x), expected)
+                assert "csr_conv" in make_fx(model)(x).code
 
 
 def test_operators_are_seen_by_tracers_without_derivatives() -> None:

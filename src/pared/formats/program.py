@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pared.errors import RunError
 from pared.formats.onnx import quiet
-from pared.nn.sparse_linear import SparseLinear, dense
+from pared.nn.sparse_layer import SparseLayer, dense
 from pared.storage import write_atomically
 
 #: Largest difference to torch, relative to the largest output (but at least to 1).
@@ -34,7 +34,7 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
     if path.suffix not in (".onnx", ".pt2"):
         raise RunError(f"{path} ends neither in .onnx nor in .pt2, the two that can be written")
     args = (example,) if isinstance(example, Tensor) else tuple(example)
-    if any(isinstance(module, SparseLinear) for module in model.modules()):
+    if any(isinstance(module, SparseLayer) for module in model.modules()):
         model = dense(copy.deepcopy(model))
     flags = [(module, module.training) for module in model.modules()]
     try:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pared.errors import ConfigError, RunError
 from pared.methods.session import Session, check_format
-from pared.nn.sparse_linear import SparseLinear, dense
+from pared.nn.sparse_layer import SparseLayer, dense
 from pared.optim.base import SphereOptimizer
 from pared.surgery.trace import evaluating
 from pared.topology import Carry, Compressed, Connections, Masked
@@ -297,11 +297,11 @@ def find_layers(model: nn.Module) -> list[tuple[str, nn.Parameter | None]]:
     None stands for one that is computed (a parametrization). The first axis of a transposed convolution's weight, its row,
     is its inputs.
     """
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, SparseLinear)
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, SparseLayer)
     found: list[tuple[str, nn.Parameter | None]] = []
     for name, module in model.named_modules():
         if isinstance(module, kinds):
-            part = "values" if isinstance(module, SparseLinear) else "weight"
+            part = "values" if isinstance(module, SparseLayer) else "weight"
             weight = module._parameters.get(part)
             found.append((f"{name}.{part}" if name else part, weight if isinstance(weight, nn.Parameter) else None))
     return found

@@ -15,7 +15,7 @@ from pared.errors import ConfigError
 from pared.methods.binding import check_optimizer, check_total
 from pared.methods.method import Method
 from pared.methods.weight_session import WeightSession, find_layers
-from pared.nn.sparse_linear import SparseLinear
+from pared.nn.sparse_layer import SparseLayer
 from pared.optim.base import SphereOptimizer
 from pared.surgery import Example
 from pared.topology import Compressed, Distribution, Masked, spread
@@ -94,9 +94,9 @@ class WeightMethod(Method):
     ) -> WeightSession:
         """Set the weights that are dead at the start to 0, and return the session; see `Method.bind`.
 
-        Layers that are sparse already (`pared.nn.SparseLinear`) start with the connections they have, whatever `sparsity`
-        says, and stay sparse: nothing is ever as large as the whole weight, but for the gradients that a change looks at,
-        which are made in blocks.
+        Layers that are sparse already (`pared.nn.SparseLinear`, `SparseConv2d`) start with the connections they have,
+        whatever `sparsity` says, and stay sparse: nothing is ever as large as the whole weight, but for the gradients that
+        a change looks at, which are made in blocks.
 
         Which ones is drawn at random, the same in all processes of a `DistributedDataParallel`. Nothing is put into the
         network, and its forward pass is not looked at: `example` and `steps_per_epoch` are not needed.
@@ -116,9 +116,9 @@ class WeightMethod(Method):
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
         weights = self._chosen(net, optimizer)
-        layers = {id(m.values): m for m in net.modules() if isinstance(m, SparseLinear)}
+        layers = {id(m.values): m for m in net.modules() if isinstance(m, SparseLayer)}
         masked = {name: weight for name, weight in weights.items() if id(weight) not in layers}
-        if len(layers) < sum(isinstance(module, SparseLinear) for module in net.modules()):
+        if len(layers) < sum(isinstance(module, SparseLayer) for module in net.modules()):
             raise ConfigError(
                 "two sparse layers have the same values, whose connections cannot change apart; give each its own"
             )

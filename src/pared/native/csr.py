@@ -7,6 +7,8 @@ where `perm` is None. The kernels look at that each time, since what `pared.ops.
 threads.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,9 @@ def product(
         ConfigError: a tensor is not what the kernel takes.
     """
     sizes = _check_pattern(crow, col, perm, x)
-    _check_numbers(x, values=(values, (sizes[3],)), bias=(bias, (sizes[0],)))
+    check_numbers(x, values=(values, (sizes[3],)), bias=(bias, (sizes[0],)))
     out = x.new_empty((sizes[0], sizes[2]))
-    _call("product", x, sizes, (crow, col, perm, values, bias, x, out), isa)
+    call("product", x, sizes, (crow, col, perm, values, bias, x, out), isa, sizes[1], sizes[3])
     return out
 
 
@@ -44,9 +46,9 @@ def dots(crow: Tensor, col: Tensor, perm: Tensor | None, held: Tensor, x: Tensor
         ConfigError: a tensor is not what the kernel takes.
     """
     sizes = _check_pattern(crow, col, perm, x)
-    _check_numbers(x, held=(held, (sizes[0], sizes[2])))
+    check_numbers(x, held=(held, (sizes[0], sizes[2])))
     out = x.new_empty(sizes[3])
-    _call("dots", x, sizes, (crow, col, perm, held, x, out), isa)
+    call("dots", x, sizes, (crow, col, perm, held, x, out), isa, sizes[1], sizes[3])
     return out
 
 
@@ -59,29 +61,45 @@ def backward(
         ConfigError: a tensor is not what the kernel takes.
     """
     sizes = _check_pattern(crow, col, perm, x)
-    _check_numbers(x, values=(values, (sizes[3],)), held=(held, (sizes[0], sizes[2])))
+    check_numbers(x, values=(values, (sizes[3],)), held=(held, (sizes[0], sizes[2])))
     out, dotted = x.new_empty((sizes[0], sizes[2])), x.new_empty(sizes[3])
-    _call("backward", x, sizes, (crow, col, perm, values, held, x, out, dotted), isa)
+    call("backward", x, sizes, (crow, col, perm, values, held, x, out, dotted), isa, sizes[1], sizes[3])
     return out, dotted
 
 
 def _check_pattern(crow: Tensor, col: Tensor, perm: Tensor | None, x: Tensor) -> tuple[int, int, int, int]:
     """Return rows, inner size, batch and entries."""
+    if x.ndim != 2:
+        raise ConfigError(f"expected x (features, batch), got {tuple(x.shape)}")
+    rows = check_indices(crow, col, perm)
+    inner, batch = x.shape
+    return rows, inner, batch, col.shape[0]
+
+
+def check_indices(crow: Tensor, col: Tensor, perm: Tensor | None) -> int:
+    """Make sure of types and lengths, and return the number of rows; the kernels look at the numbers.
+
+    Raises:
+        ConfigError: one is not as the kernels take it.
+    """
     ends = crow.shape[0] if crow.ndim == 1 else 0
-    if x.ndim != 2 or col.ndim != 1 or ends < 1 or (perm is not None and perm.shape != col.shape):
-        shapes = [None if t is None else tuple(t.shape) for t in (x, crow, col, perm)]
-        raise ConfigError(f"expected x (features, batch), crow (rows + 1,), col and perm (entries,); got {shapes}")
+    if col.ndim != 1 or ends < 1 or (perm is not None and perm.shape != col.shape):
+        shapes = [None if t is None else tuple(t.shape) for t in (crow, col, perm)]
+        raise ConfigError(f"expected crow (rows + 1,), col and perm (entries,); got {shapes}")
     for name, index in (("crow", crow), ("col", col), ("perm", perm)):
         if index is not None and not (index.dtype is torch.int32 and index.is_cpu and index.is_contiguous()):
             raise ConfigError(
                 f"{name} must be a contiguous int32 tensor on the CPU, got {index.dtype} on {index.device}"
             )
-    inner, batch = x.shape
-    return ends - 1, inner, batch, col.shape[0]
+    return ends - 1
 
 
-def _check_numbers(x: Tensor, **others: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    """Make sure that all numbers are of one type that there is a kernel for, in the shapes that are given."""
+def check_numbers(x: Tensor, **others: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Make sure that all numbers are of one type that there is a kernel for, in the shapes that are given.
+
+    Raises:
+        ConfigError: they are not.
+    """
     dtype = x.dtype
     if dtype not in SUFFIX or not x.is_cpu or not x.is_contiguous():
         raise ConfigError(f"x must be contiguous float32 or float64 on the CPU, got {x.dtype} on {x.device}")
@@ -95,17 +113,24 @@ def _check_numbers(x: Tensor, **others: tuple[Tensor | None, tuple[int, ...]]) -
             )
 
 
-def _call(name: str, x: Tensor, sizes: tuple[int, ...], tensors: tuple[Tensor | None, ...], isa: int) -> None:
-    """Run a kernel on as many threads as torch uses."""
+def call(
+    name: str, x: Tensor, sizes: tuple[Any, ...], tensors: tuple[Tensor | None, ...], isa: int, inner: int, entries: int
+) -> None:
+    """Run a kernel on as many threads as torch uses.
+
+    Raises:
+        ConfigError: the indices lead outside of `inner` columns and `entries` entries, or there are no kernels.
+        MemoryError: there is none for scratch.
+    """
     opened: Library | None = library()
     if opened is None:
         raise ConfigError("the compiled kernels are not there; see pared.show_config()")
     pointers = [None if t is None else t.data_ptr() for t in tensors]
     code = opened.functions[f"pared_{name}_{SUFFIX[x.dtype]}"](*sizes, *pointers, isa, torch.get_num_threads())
     if code == 1:
-        raise MemoryError(f"no memory for the scratch of a sparse {name} with {sizes[2]} columns")
+        raise MemoryError(f"no memory for the scratch of a sparse {name} of shape {tuple(x.shape)}")
     if code:
         raise ConfigError(
-            f"crow must ascend from 0 to the {sizes[3]} entries of col, the columns of a row must ascend in 0 to "
-            f"{sizes[1] - 1}, and perm must lie in 0 to {sizes[3] - 1}; make patterns with pared.ops.Pattern.from_csr"
+            f"crow must ascend from 0 to the {entries} entries of col, the columns of a row must ascend in 0 to "
+            f"{inner - 1}, and perm must lie in 0 to {entries - 1}; make patterns with pared.ops.Pattern.from_csr"
         )

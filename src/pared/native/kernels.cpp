@@ -1,5 +1,5 @@
-// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), transposes (turn.inc), and steps on the L_p sphere
-// (sphere.inc).
+// The kernels of pared: products of a sparse and a dense matrix (sweep.inc), transposes (turn.inc), convolutions with a sparse
+// weight (conv.h, conv.inc), and steps on the L_p sphere (sphere.inc).
 //
 // Products are for features-major activations: row f of a (features, batch) matrix is one feature of all samples, so that
 // an entry of the pattern works on whole registers of samples.
@@ -43,7 +43,7 @@
 
 namespace {
 
-constexpr int VERSION = 5;
+constexpr int VERSION = 6;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -117,6 +117,8 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
     return 0;
 }
 
+#include "conv.h"
+
 }  // namespace
 
 #define PARED_ISA portable
@@ -131,6 +133,7 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
 namespace {
 #include "sweep.inc"
 #include "turn.inc"
+#include "conv.inc"
 #include "sphere.inc"
 }
 #undef PARED_ISA
@@ -154,6 +157,7 @@ namespace {
 namespace {
 #include "sweep.inc"
 #include "turn.inc"
+#include "conv.inc"
 #include "sphere.inc"
 }
 #undef PARED_ISA
@@ -175,6 +179,7 @@ namespace {
 namespace {
 #include "sweep.inc"
 #include "turn.inc"
+#include "conv.inc"
 #include "sphere.inc"
 }
 #if defined(__clang__)
@@ -235,21 +240,22 @@ int part(const Task<T>& task, int64_t entries, int isa, int64_t first, int64_t l
     return portable::part<T, product, dots>(task, first, last);
 }
 
-// Whether the rows follow each other from 0 to `entries`.
+// Whether the ends of rows ascend from 0 to `entries`.
 bool ordered(const int32_t* crow, int64_t rows, int64_t entries) {
     bool right = crow[0] == 0 && crow[rows] == entries;
     for (int64_t r = 0; r < rows; ++r) right &= crow[r] <= crow[r + 1];
     return right;
 }
 
-// The first row of share `number` of `count`, by entries, with rows counted too since empty ones cost something.
-int64_t share(const int32_t* crow, int64_t rows, int64_t number, int64_t count) {
-    if (number == count) return rows;
+// The first row of share `number` of `count`, by entries, with rows counted too since empty ones cost something; of groups of
+// `group` rows the first group.
+int64_t share(const int32_t* crow, int64_t rows, int64_t number, int64_t count, int64_t group = 1) {
+    if (number == count) return rows / group;
     const int64_t target = (int64_t(crow[rows]) + 4 * rows) * number / count;
-    int64_t low = 0, high = rows;
+    int64_t low = 0, high = rows / group;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (crow[middle] + 4 * middle < target)
+        if (crow[middle * group] + 4 * middle * group < target)
             low = middle + 1;
         else
             high = middle;
@@ -409,3 +415,5 @@ PARED_TURN(pared_turn_f64, double)
 
 PARED_SPHERE(pared_sphere_f32, float)
 PARED_SPHERE(pared_sphere_f64, double)
+
+#include "conv_run.inc"

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 
 #: What `pared_version` of kernels.cpp must return: a library built from older sources is left alone.
-VERSION = 5
+VERSION = 6
 #: The instruction sets that kernels.cpp knows, by its numbers for them.
 INSTRUCTIONS = ("portable", "AVX2", "AVX-512")
 
@@ -21,6 +21,8 @@ _ARGUMENTS = {
     **{f"pared_dots_{t}": [*_SIZES, *[_POINTER] * 6, _INT, _INT] for t in ("f32", "f64")},
     **{f"pared_backward_{t}": [*_SIZES, *[_POINTER] * 8, _INT, _INT] for t in ("f32", "f64")},
     **{f"pared_turn_{t}": [*_SIZES[:2], _POINTER, _POINTER, _INT, _INT] for t in ("f32", "f64")},
+    **{f"pared_conv_{t}": [_POINTER, ctypes.c_int64, *[_POINTER] * 6, _INT, _INT] for t in ("f32", "f64")},
+    **{f"pared_conv_backward_{t}": [_POINTER, ctypes.c_int64, *[_POINTER] * 8, _INT, _INT] for t in ("f32", "f64")},
     **{
         f"pared_sphere_{t}": [*_SIZES[:2], *[_POINTER] * 6, *[_NUMBER] * 4, *[_INT] * 3, _INT, _INT]
         for t in ("f32", "f64")

@@ -11,6 +11,7 @@ from pared.nn.mask_connect import MaskConnect
 from pared.nn.scale import Scale
 from pared.nn.select import Select
 from pared.nn.softmax_gate import SoftmaxGate
+from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
@@ -30,6 +31,7 @@ __all__ = [
     "Select",
     "SoftmaxGate",
     "SparseAdjacency",
+    "SparseConv2d",
     "SparseLinear",
     "Switch",
     "Switched",

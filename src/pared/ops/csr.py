@@ -31,32 +31,32 @@ def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both)
     """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
     if plain(x, values, bias, *pattern[:3]):
         return _product_now(x, values, bias, *pattern[:3])
-    return (_plain_product if _forward() else _product)(x, values, bias, *pattern)
+    return (_plain_product if forwarding() else _product)(x, values, bias, *pattern)
 
 
 def csr_dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
     """Return <dy[row], x[column]> for each entry, (entries,), for `dy` (rows, batch) and `x` (columns, batch)."""
-    return (_plain_dots if _forward() else _dots)(dy, x, *pattern)
+    return (_plain_dots if forwarding() else _dots)(dy, x, *pattern)
 
 
 def csr_backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: *Both) -> tuple[Tensor, Tensor]:
     """Return the transpose of A times `dy`, (columns, batch), and `csr_dots`, (entries,), at once."""
-    if _forward():
+    if forwarding():
         return csr_product(dy, values, None, *_transposed(pattern)), csr_dots(dy, x, *pattern)
     return _backward(dy, x, values, *pattern)
 
 
-def _forward() -> bool:
+def forwarding() -> bool:
     """Whether derivatives are carried forward, for which torch has no public question; `torch.compile` knows this one."""
     return forward_ad._current_level >= 0
 
 
-def _refuse_forward() -> None:
+def refuse_forwarding() -> None:
     """Make sure that an operator that was called as such does not lose derivatives: torch would take them to be 0."""
-    if _forward():
+    if forwarding():
         raise ConfigError(
             "pared's operators carry no derivatives forward, as torch.func.jvp asks for; call pared.ops.sparse_linear or "
-            "a SparseLinear, uncompiled"
+            "a sparse layer, uncompiled"
         )
 
 
@@ -86,13 +86,13 @@ def _product_now(
     "pared::csr_product", mutates_args=(), schema=f"(Tensor x, Tensor values, Tensor? bias, {PATTERN}) -> Tensor"
 )
 def _product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both) -> Tensor:
-    _refuse_forward()
+    refuse_forwarding()
     return _product_now(x, values, bias, *pattern[:3])
 
 
 @custom_op("pared::csr_dots", mutates_args=(), schema=f"(Tensor dy, Tensor x, {PATTERN}) -> Tensor")
 def _dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
-    _refuse_forward()
+    refuse_forwarding()
     kernels = native if native.serves(x) else csr_torch
     return kernels.dots(*pattern[:3], dy.contiguous(), x.contiguous())
 
@@ -103,7 +103,7 @@ def _dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
     schema=f"(Tensor dy, Tensor x, Tensor values, {PATTERN}) -> (Tensor, Tensor)",
 )
 def _backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: *Both) -> tuple[Tensor, Tensor]:
-    _refuse_forward()
+    refuse_forwarding()
     dy, x, values = dy.contiguous(), x.contiguous(), values.contiguous()
     if native.serves(x):
         return native.backward(*pattern[3:], values, x, dy)

@@ -32,7 +32,7 @@ class SphereOptimizer(Optimizer):
         """Add a group, and put its weights on the sphere if it has a `p`, own or inherited.
 
         Vectors are on a sphere where the group's `crow` says what their rows are: for each parameter None, or where rows
-        begin and end, as `SparseLinear.crow` does; it is kept in the parameter's state. A group that holds only other
+        begin and end, as the `crow` of a sparse layer does; it is kept in the parameter's state. A group that holds only other
         vectors and scalars is Euclidean.
 
         Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pared.errors import ConfigError
-from pared.nn.sparse_linear import gather
+from pared.nn.sparse_layer import gather
 from pared.ops.lp import dual_exponent, signed_power
 from pared.optim.kernels import normalise_, write_weight
 from pared.optim.neurons import check_crow, neurons_of

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.sparse_linear import SparseLinear
+from pared.nn.sparse_layer import SparseLayer
 from pared.optim.kernels import Number
 
 #: Which weights are held on a sphere.
@@ -14,7 +14,7 @@ Constrain = Literal["hidden", "all"] | Callable[[str, nn.Parameter], bool]
 #: One exponent for all, by the name of a parameter or module, or one weight after the other.
 Exponents = float | Mapping[str, float | None] | Sequence[float]
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseLinear)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseLayer)
 
 
 def lp_groups(
@@ -57,7 +57,7 @@ def lp_groups(
     if not made:
         raise ConfigError("no weight would be held on a sphere; name some with constrain, or use torch.optim.SGD")
     groups: list[dict[str, Any]] = [{"params": params, "p": exponent} for exponent, params in made.items()]
-    crow = {id(layer.values): layer.crow for layer in model.modules() if isinstance(layer, SparseLinear)}
+    crow = {id(layer.values): layer.crow for layer in model.modules() if isinstance(layer, SparseLayer)}
     for group in groups:
         rows = [crow.get(id(parameter)) for _, parameter in group["params"]]
         if any(one is not None for one in rows):
@@ -86,8 +86,8 @@ def _chosen(model: nn.Module, constrain: Constrain) -> dict[str, Tensor]:
 
 def _weight(layer: nn.Module) -> tuple[Tensor, int]:
     """Return a layer's weight, and how many inputs its rows have."""
-    if isinstance(layer, SparseLinear):
-        return layer.values, layer.in_features
+    if isinstance(layer, SparseLayer):
+        return layer.values, layer.shape[1]
     assert isinstance(layer.weight, Tensor)
     return layer.weight, layer.weight.shape[1]
 

@@ -18,7 +18,7 @@ class LpSGD(SphereOptimizer):
 
     Construction changes the network: every row (axis 0, the rest flattened) of a weight with two or more axes in a group
     with a `p` is divided by its L_p norm, there and then, as the paper begins. Make the optimizer after the weights are
-    set, call `normalize_` when they are set again. The values of a `SparseLinear` are on the sphere row by row, as its
+    set, call `normalize_` when they are set again. The values of a sparse layer are on the sphere row by row, as its
     weight would be with a mask, where the group's `crow` says what their rows are: make groups with `lp_groups`, or write
     `{"params": [layer.values], "p": 1.3, "crow": [layer.crow]}`. Other vectors, as biases, and groups with `p=None` take
     heavy-ball SGD. The size of gradients does not matter on the sphere: a row whose momentum is not all zeros moves a

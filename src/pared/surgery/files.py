@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError, RunError
-from pared.nn import SparseLinear, Zero
-from pared.nn.sparse_linear import DERIVED
+from pared.nn import Zero
+from pared.nn.sparse_layer import DERIVED, SparseLayer
 from pared.ops.pattern import Pattern
 from pared.storage import write_atomically
 from pared.surgery.apply import refresh_recurrent
@@ -168,10 +168,10 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors(model).items() if name not in derived}
 
 
-def _sparse(model: nn.Module) -> dict[str, SparseLinear]:
+def _sparse(model: nn.Module) -> dict[str, SparseLayer]:
     """Return sparse layers by what all their names in front of their tensors are."""
     named = model.named_modules(remove_duplicate=False)
-    return {f"{name}." if name else "": layer for name, layer in named if isinstance(layer, SparseLinear)}
+    return {f"{name}." if name else "": layer for name, layer in named if isinstance(layer, SparseLayer)}
 
 
 def _identities(model: nn.Module, mine: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _identities(model: nn.Module, mine: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _patterns(
     path: Path, model: nn.Module, structure: Mapping[str, Any], drawn: Mapping[str, Tensor]
-) -> dict[str, tuple[SparseLinear, Pattern]]:
+) -> dict[str, tuple[SparseLayer, Pattern]]:
     """Return sparse layers that stay, by all their names, with where the file says that their weights live."""
     gone = tuple(f"{name}." for name in _replaced(model, structure))
     found = {}

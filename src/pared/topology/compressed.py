@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from pared.nn.sparse_linear import SparseLinear, gather
+from pared.nn.sparse_layer import SparseLayer, gather
 from pared.ops.pattern import Pattern, choose
 from pared.topology.connections import Carry, Follower
 
@@ -14,7 +14,7 @@ BLOCK = 1 << 22
 
 
 class Compressed:
-    """Connections of a `SparseLinear`: living weights and where they are, and no more.
+    """Connections of a sparse layer: living weights and where they are, and no more.
 
     Gradients of dead connections are made of what the layer saw and what came back to it, a block of rows at a time.
     `watch` has to be called before the forward pass, so that these are kept.
@@ -24,10 +24,10 @@ class Compressed:
         block: how many numbers of a gradient are in memory at a time, at least a row's.
     """
 
-    def __init__(self, layer: SparseLinear, block: int = BLOCK) -> None:
+    def __init__(self, layer: SparseLayer, block: int = BLOCK) -> None:
         self.layer, self.block = layer, block
-        self.shape = torch.Size((layer.out_features, layer.in_features))
-        self.rows, self.columns = self.shape
+        self.shape = layer.shape
+        self.rows, self.columns = self.shape[0], self.shape[1:].numel()
         self.reduce: Callable[[Tensor], object] | None = None  # the mean of all processes, in place
 
     @property
@@ -81,7 +81,7 @@ class Compressed:
         """Return the gradient of entries, dead ones as if they were there; like `index`."""
         row, column = index // self.columns, index % self.columns
         found = self.weight.new_zeros(len(index))
-        for x, dy in self.layer.witness.pairs:
+        for x, dy in self.layer.seen(self.block):
             step = max(1, self.block // max(1, x.shape[1]))
             for part in range(0, len(index), step):
                 some = slice(part, part + step)
@@ -127,7 +127,7 @@ class Compressed:
                 start, stop = torch.searchsorted(numbers, bounds).tolist()
                 open_[numbers[start:stop] - first * self.columns] = value
             size = self.weight.new_zeros(last - first, self.columns)
-            for x, dy in self.layer.witness.pairs:
+            for x, dy in self.layer.seen(self.block):
                 size += dy[first:last] @ x.t()
             yield first, open_.view(-1, self.columns), self._reduced(size).abs_()
 
@@ -178,5 +178,5 @@ class Compressed:
     def mirror(self, model: nn.Module, name: str) -> None:
         """Let the weight called `name` of an averaged copy have the same connections; new ones are 0 there."""
         layer = model.get_submodule(name.rpartition(".")[0])
-        assert isinstance(layer, SparseLinear)
+        assert isinstance(layer, SparseLayer)
         layer.repattern(self.layer.pattern)

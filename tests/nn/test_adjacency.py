@@ -178,9 +178,7 @@ def test_derivatives_are_right(scaling: Any) -> None:
 def test_the_penalty_is_the_norms_of_rows_and_columns(n: int, seed: int, given_: dict[str, Any], p: float) -> None:
     a = learned(n, seed, **given_)
     matrix = a.matrix()
-    norms = [
-        p_norm(matrix, p, dim, linear_below=1e-4 * n).sum() for dim in (0, 1)
-    ]  # of a share each, not of an even one
+    norms = [p_norm(matrix, p, dim, linear_below=1e-4).sum() for dim in (0, 1)]
     torch.testing.assert_close(a.penalty(p), norms[0] + norms[1])
     torch.testing.assert_close(a.penalty(p, a.values()), a.penalty(p))
 

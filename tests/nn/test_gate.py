@@ -67,6 +67,10 @@ def test_all_start_even_and_so_does_no_component(n: int, form: dict[str, Any]) -
     assert made.penalty().item() == pytest.approx(scale * n)
 
 
+def test_many_components_are_pressed_on_too() -> None:
+    assert Gate(20_000).penalty().item() == pytest.approx(20_000, rel=1e-3)
+
+
 @given(st.lists(ANY, min_size=1, max_size=12), ANY, FORM, st.sampled_from([torch.float32, torch.float64]))
 def test_shares_and_gradients_are_numbers_whatever_the_parameters(
     alpha: list[float], beta: float, form: dict[str, Any], dtype: torch.dtype

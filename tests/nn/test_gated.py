@@ -139,3 +139,22 @@ def test_surgery_takes_what_was_killed_and_folds_the_shares(null: bool, positive
     folded = pared.fold(made, x(7, 5))
     torch.testing.assert_close(folded(x(7, 5)), before, rtol=1e-12, atol=1e-12)
     assert not any(isinstance(module, Gate) for module in folded.modules())
+
+
+def test_what_leaves_changes_no_gradient_of_a_tiny_share() -> None:
+    gate = Gate(8, dtype=torch.float64)
+    made = nn.Sequential(linear(5, 8), Switched(nn.ReLU(), gate), linear(8, 4)).eval()
+    with torch.no_grad():
+        gate.theta.fill_(-20.0)
+        gate.theta[0] = 0.0
+        gate.beta.fill_(-1.0)
+        cut = gate.beta.sigmoid() * 0.5
+        gate.theta[1] = ((cut + 7e-5) / (1.0 - gate.beta.sigmoid())).logit()
+    assert 1e-3 / 8 < gate.shares()[1] < 1e-3 / 2  # where powers are linear in a gate of two, and not in one of eight
+    before = torch.autograd.grad(gate.penalty(), [gate.theta, gate.beta])
+    gate.kill(gate.shares() == 0)
+    graph = pared.graph(made, x(7, 5))
+    pared.remove(made, {"0": range(2, 8)}, graph=graph)
+    after = torch.autograd.grad(gate.penalty(), [gate.theta, gate.beta])
+    torch.testing.assert_close(after[0], before[0][:2], rtol=1e-9, atol=0)
+    torch.testing.assert_close(after[1], before[1], rtol=1e-9, atol=0)

@@ -81,6 +81,7 @@ class Gate(Switch):
         super().__init__(n if sizes is None else sum(sizes), dim=dim, sizes=sizes, device=device, dtype=dtype)
         self.null, self.positive, self.dead_grad, self.slope = null, positive, dead_grad, slope
         self.scale = scale
+        self.linear_below = LINEAR / n  # of the n that was: what is removed changes nothing for the others
         self.even = sizes is not None and len(set(sizes)) == 1
         self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
@@ -129,7 +130,7 @@ class Gate(Switch):
 
     def penalty(self, p: float = 0.5) -> Tensor:
         """Return the p-norm of the shares, a scalar in [1, n^(1/p - 1)]; with `null` from 0."""
-        return p_norm(self.shares(), p)
+        return p_norm(self.shares(), p, linear_below=self.linear_below)
 
     @torch.no_grad()
     def kill(self, dead: Tensor) -> None:
@@ -160,3 +161,5 @@ class Gate(Switch):
 
 #: By what share the largest gamma stays above the threshold.
 GUARD = 1e-3
+#: Shares below this part of an even one have a penalty that is linear.
+LINEAR = 1e-3

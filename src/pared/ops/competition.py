@@ -19,12 +19,12 @@ def thresholded(x: Tensor, slope: float = 0.0, *, smooth: bool = False) -> Tenso
     return torch.relu(x).detach() + (passed - passed.detach())
 
 
-def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e-3) -> Tensor:
+def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e-4) -> Tensor:
     """Return (sum a^p)^(1/p) along `dim`: 1 for one share of 1, n^(1/p - 1) for n even ones.
 
     Shapes: (..., n, ...) -> (...); `a` >= 0, 0 < p < 1. float16 and bfloat16 are computed in float32. Below `linear_below`
-    of an even share, 1 / n, powers are taken to be linear: the derivative of a power has no bound there, and its product
-    with the zero derivative of a share that is 0 is no number. A vector of zeros has norm 0, and no gradient.
+    powers are taken to be linear: the derivative of a power has no bound there, and its product with the zero derivative
+    of a share that is 0 is no number; it has to be below 1 / n. A vector of zeros has norm 0, and no gradient.
 
     Raises:
         ConfigError: p is out of range.
@@ -33,7 +33,7 @@ def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e
     """
     if not 0.0 < p < 1.0:
         raise ConfigError(f"p must be above 0 and below 1, got {p}")
-    powers = p_powers(widened(a), p, linear_below=linear_below / a.shape[dim])
+    powers = p_powers(widened(a), p, linear_below=linear_below)
     return p_root(powers.sum(dim), p).to(a.dtype)
 
 

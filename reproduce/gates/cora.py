@@ -116,9 +116,9 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[s
             return f"{of}_{name.replace(', ', '-')}_{strength:g}_{seed}", run
 
         for name in ("plain", *(f"{kind}, start" for kind in LEARNED)):
-            for seed in seeds:
+            for seed in seeds if name in (options.names or [name]) else ():
                 yield named(name, 0.0, seed)
-        for name in LEARNED:
+        for name in [name for name in LEARNED if name in (options.names or LEARNED)]:
             for strength in STRENGTHS:
                 for seed in choosing:
                     yield named(name, strength, seed)
@@ -159,5 +159,6 @@ if __name__ == "__main__":
     parser = arguments(__doc__, "cora", seeds="0,1,2,3,4,5,6,7,8,9")
     parser.set_defaults(out=Path("results/gates/cora"))
     parser.add_argument("--graphs", default="cora,citeseer")
+    parser.add_argument("--names", nargs="*", help="only these matrices; all when not given")
     parser.add_argument("--choosing", type=int, default=3, help="so many seeds choose strengths")
     raise SystemExit(reproduce(parser, runs, table))

@@ -223,6 +223,8 @@ def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[s
                 found = results(options)
                 tried = {name: (choose(found, name, form, horizon, first),) for name in tried}
             for name, strengths in tried.items():
+                if options.names and name not in options.names:
+                    continue
                 for strength in strengths:
                     yield (
                         f"{name.replace(', ', '-')}_{form}_{horizon}_{strength:g}_{seed}",
@@ -271,5 +273,6 @@ if __name__ == "__main__":
     parser.set_defaults(out=Path("results/gates/traffic"))
     parser.add_argument("--horizons", default="3,6,12")
     parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--names", nargs="*", help="only these matrices; all when not given")
     parser.add_argument("--epochs", type=int, default=90)
     raise SystemExit(reproduce(parser, runs, table))

@@ -133,7 +133,7 @@ def choose(found: list[dict[str, Any]], name: str, of: str, seeds: list[int]) ->
     for strength in {run["strength"] for run in found if (run["name"], run["of"]) == (name, of)}:
         keys = (name, of, strength)
         fits = [r["validation"] for r in found if (r["name"], r["of"], r["strength"]) == keys and r["seed"] in seeds]
-        means[strength] = sum(fits) / len(fits) if fits else -math.inf
+        means[strength] = sum(fits) / len(fits) if len(fits) == len(seeds) else -math.inf  # not before all are there
     return max(means, key=lambda strength: (means[strength], strength), default=0.0)
 
 

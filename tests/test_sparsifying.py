@@ -11,7 +11,7 @@ import pared
 from pared import sparsifying
 from pared.errors import ConfigError
 from pared.models import mlp
-from pared.nn import SparseConv2d, SparseLinear
+from pared.nn import SparseConv2d, SparseLinear, SparseSequential
 
 
 def network(density: float = 0.1) -> nn.Sequential:
@@ -49,6 +49,19 @@ def test_layers_that_are_faster_become_sparse_and_answers_stay(monkeypatch: pyte
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "sparse" in str(found)
     assert "forward pass: 2.0 us before, 1.0 us after" in str(found)
+
+
+def test_sequences_of_sparse_layers_copy_less_and_keep_their_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+    x, seen = torch.randn(7, 30), []
+    model = nn.Sequential(network(), nn.Sequential(nn.Linear(5, 5), nn.ReLU()))
+    model[0].register_forward_hook(lambda module, given, y: seen.append(type(module)))
+    found = pared.sparsify(model, x)
+    assert [type(one) for one in found.model.children()] == [SparseSequential, nn.Sequential]
+    assert torch.allclose(found.model(x), model(x), atol=1e-6)
+    assert seen[-2:] == [SparseSequential, nn.Sequential]
+    assert found.model.state_dict().keys() >= {"0.0.values", "0.2.values", "1.0.weight"}
+    assert type(pared.sparsify(network(), x).model) is SparseSequential
 
 
 def test_convolutions_are_considered_at_the_size_of_their_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pared.errors import ConfigError
 from pared.measure.latency import least_us
 from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
+from pared.nn.sparse_sequential import SparseSequential
 from pared.ops.csr_torch import DEVICES, DTYPES
 from pared.ops.pattern import Pattern
 from pared.surgery.trace import Example, arguments, evaluating
@@ -57,9 +58,9 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
 
     Every `nn.Linear` and `nn.Conv2d` is timed against a `SparseLinear` or `SparseConv2d` with as many weights, for as many
     rows, or images of the size, as it gets of `example`, on as many threads as torch uses now; measurements are remembered
-    while the process lives. If the whole network is not faster with what was chosen, all layers stay dense. Subclasses,
-    layers with hooks, parametrizations or tied weights, and convolutions with groups or other padding than zeros are left
-    alone.
+    while the process lives. An `nn.Sequential` with sparse layers becomes a `SparseSequential`. If the whole network is not
+    faster with what was chosen, all layers stay dense. Subclasses, layers with hooks, parametrizations or tied weights, and
+    convolutions with groups or other padding than zeros are left alone.
 
     Args:
         model: a network with zeros in its weights, as `session.realize()` returns it.
@@ -84,6 +85,7 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
                 sparse = made if sparse is layer else sparse
                 if name:
                     sparse.set_submodule(name, made)
+    sparse = _stacked(sparse)
     if not any(one.sparse for one in layers):
         before = least_us([lambda: dense(*args, **kwargs)])[0]
         return Sparsified(dense, tuple(layers), before, before)
@@ -110,6 +112,19 @@ def _dense_layers(model: nn.Module) -> dict[str, Dense]:
         and module.weight.dtype in DTYPES
         and module.weight.device.type in DEVICES
     }
+
+
+def _stacked(model: nn.Module) -> nn.Module:
+    """Return `model` with its sequences of sparse layers, itself perhaps, made such as copy less; in place but for itself."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Sequential and any(isinstance(one, SparseLinear) for one in module):
+            made = SparseSequential()
+            made.__dict__.update(module.__dict__)
+            if name:
+                model.set_submodule(name, made)
+            else:
+                model = made
+    return model
 
 
 @torch.no_grad()

@@ -34,8 +34,8 @@ bool close(const T* got, const std::vector<double>& expected, const char* what) 
     return true;
 }
 
-template <class T, class Product, class Dots, class Backward>
-bool once(Product product, Dots dots, Backward backward) {
+template <class T, class Product, class Dots, class Backward, class Stack>
+bool once(Product product, Dots dots, Backward backward, Stack stack) {
     const int64_t rows = pick(1, 40), inner = pick(1, 90), batch = pick(0, 9) > 1 ? pick(1, 300) : pick(0, 1) ? pick(0, 17) : 1;
     const double density = std::uniform_real_distribution<double>(0, pick(0, 2) / 2.0)(engine);
     std::vector<int32_t> crow{0}, col;
@@ -57,7 +57,7 @@ bool once(Product product, Dots dots, Backward backward) {
     col.shrink_to_fit();
     crow.shrink_to_fit();
     const int isa = pick(-1, 2), threads = pick(1, 4);
-    const bool biased = pick(0, 1);
+    const bool biased = pick(0, 1), relu = pick(0, 1);
     std::vector<double> plain(rows * batch), offset(rows * batch), dotted(entries);
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t b = 0; b < batch; ++b) {
@@ -69,11 +69,29 @@ bool once(Product product, Dots dots, Backward backward) {
             }
             plain[r * batch + b] = sum;
             offset[r * batch + b] = sum + (biased ? double(bias[r]) : 0.0);
+            if (relu) offset[r * batch + b] = std::max(0.0, offset[r * batch + b]);
         }
     const int32_t *ends = crow.data(), *columns = col.data();
     bool good = product(rows, inner, batch, entries, ends, columns, perm.get(), values.get(), biased ? bias.get() : nullptr,
-                        gathered.get(), out.get(), isa, threads) == 0;
+                        gathered.get(), out.get(), relu, isa, threads) == 0;
     good = good && close(out.get(), offset, "product");
+    if (!perm) {  // a layer, and one behind it that gives all of it back
+        std::vector<int32_t> same_ends(rows + 1), same(rows);
+        for (int64_t r = 0; r < rows; ++r) same_ends[r + 1] = int32_t(r + 1), same[r] = int32_t(r);
+        const std::vector<T> ones(rows, T(1));
+        const Link<T> links[] = {
+            {rows, inner, entries, ends, columns, values.get(), biased ? bias.get() : nullptr, relu},
+            {rows, rows, rows, same_ends.data(), same.data(), ones.data(), nullptr, 0},
+        };
+        auto turned = numbers<T>(inner * batch);
+        for (int64_t f = 0; f < inner; ++f)
+            for (int64_t b = 0; b < batch; ++b) turned[b * inner + f] = gathered[f * batch + b];
+        const bool by_rows = pick(0, 1);
+        out = numbers<T>(rows * batch);
+        good = good && stack(links, pick(1, 2), batch, by_rows ? turned.get() : gathered.get(), out.get(), by_rows, isa,
+                             threads) == 0;
+        good = good && close(out.get(), offset, "stack");
+    }
     good = good && dots(rows, inner, batch, entries, ends, columns, perm.get(), held.get(), gathered.get(), found.get(), isa,
                         threads) == 0;
     good = good && close(found.get(), dotted, "dots");
@@ -94,7 +112,7 @@ bool once(Product product, Dots dots, Backward backward) {
     }
     crow[rows] += 1;
     good = good && product(rows, inner, batch, entries, crow.data(), columns, perm.get(), values.get(), nullptr,
-                           gathered.get(), out.get(), isa, threads) == BAD_PATTERN;
+                           gathered.get(), out.get(), 0, isa, threads) == BAD_PATTERN;
     if (!good) std::printf("rows %ld, inner %ld, batch %ld, isa %d, threads %d\n", rows, inner, batch, isa, threads);
     return good;
 }
@@ -257,8 +275,8 @@ bool once_on_sphere(Step step) {
 
 int main() {
     for (int n = 0; n < 1500; ++n)
-        if (!once<float>(pared_product_f32, pared_dots_f32, pared_backward_f32) ||
-            !once<double>(pared_product_f64, pared_dots_f64, pared_backward_f64))
+        if (!once<float>(pared_product_f32, pared_dots_f32, pared_backward_f32, pared_stack_f32) ||
+            !once<double>(pared_product_f64, pared_dots_f64, pared_backward_f64, pared_stack_f64))
             return 1;
     for (int n = 0; n < 1500; ++n)
         if (!once_on_sphere<float>(pared_sphere_f32) || !once_on_sphere<double>(pared_sphere_f64)) return 1;

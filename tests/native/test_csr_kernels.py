@@ -1,6 +1,7 @@
 """The compiled kernels against torch's own and plain dense products, for every instruction set of this processor."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -72,6 +73,45 @@ def test_products_and_dots_are_those_of_the_dense_matrix(
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])
+@given(st.integers(0, 99), st.integers(1, 300), st.booleans(), st.booleans(), st.floats(0.0, 1.0), DTYPES)
+def test_a_stack_is_its_layers_one_after_the_other(
+    isa: int, seed: int, batch: int, by_rows: bool, biased: bool, density: float, dtype: torch.dtype
+) -> None:
+    sizes = [1 + (seed * k) % 37 for k in range(1, 3 + seed % 3)]
+    x = draw(seed, batch, sizes[0], dtype=dtype).t() if by_rows else draw(seed, sizes[0], batch, dtype=dtype)
+    layers, expected = [], x
+    for number, (inner, rows) in enumerate(pairwise(sizes)):
+        pattern = pattern_of(seed + number, rows, inner, density)
+        values, bias = draw(1, pattern.count, dtype=dtype), draw(2, rows, dtype=dtype) if biased else None
+        relu = bool((seed >> number) & 1)
+        layers.append((pattern.crow, pattern.col, values, bias, relu))
+        plain = native.product(pattern.crow, pattern.col, None, values, bias, expected.contiguous(), isa=isa)
+        cut = native.product(pattern.crow, pattern.col, None, values, bias, expected.contiguous(), relu=True, isa=isa)
+        assert torch.equal(cut, plain.relu())
+        expected = cut if relu else plain
+    assert torch.equal(native.stack(layers, x, isa=isa), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])
+def test_relu_of_blocks_of_the_cache_is_that_of_the_whole_and_lets_nan_through(isa: int) -> None:
+    pattern, x = pattern_of(1, 40, 5000, 0.1), draw(3, 5000, 130)
+    values, bias = draw(1, pattern.count), draw(2, 40)
+    bias[7] = torch.nan
+    plain = native.product(pattern.crow, pattern.col, None, values, bias, x, isa=isa)
+    cut = native.product(pattern.crow, pattern.col, None, values, bias, x, relu=True, isa=isa)
+    torch.testing.assert_close(cut, plain.relu(), rtol=0, atol=0, equal_nan=True)
+    assert cut[7].isnan().all()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])
+def test_rows_of_very_different_lengths(isa: int) -> None:
+    lengths = (torch.arange(600) * 7919) % 1500  # sorted together in lots, shorter and longer ones apart
+    mask = torch.arange(1500) < lengths.unsqueeze(1)
+    for batch in (16, 40, 140):
+        check(Pattern.from_mask(mask), batch, torch.float32, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])
 @pytest.mark.parametrize(("rows", "columns", "batch"), [(60, 5000, 130), (5000, 60, 300), (700, 2600, 523)])
 def test_matrices_larger_than_a_block_of_the_cache(isa: int, rows: int, columns: int, batch: int) -> None:
     check(pattern_of(1, rows, columns, 0.05), batch, torch.float32, isa)
@@ -130,6 +170,18 @@ def test_nothing_reaches_a_pointer_that_a_kernel_does_not_take() -> None:
         native.backward(crow, col, None, values, held[:, :-1], x)
     with disabled(), pytest.raises(ConfigError, match="not there"):
         native.product(crow, col, None, values, bias, x)
+    layer = crow, col, values, bias, True
+    for match, layers in {
+        "values": [(crow, col, values[:-1], bias, True)],
+        "bias": [(crow, col, values, bias[:-1], True)],
+        "in 0 to 4 or 3": [
+            layer,
+            (crow, col, values, bias, False),
+        ],  # the second takes 4 features, and has a fifth column
+        "crow must ascend": [(crow.flip(0), col, values, bias, True)],
+    }.items():
+        with pytest.raises(ConfigError, match=match):
+            native.stack(layers, x)
 
 
 def broken(index: Tensor, place: int, number: int) -> Tensor:

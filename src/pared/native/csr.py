@@ -7,6 +7,8 @@ where `perm` is None. The kernels look at that each time, since what `pared.ops.
 threads.
 """
 
+import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,9 +27,19 @@ def serves(x: Tensor) -> bool:
 
 
 def product(
-    crow: Tensor, col: Tensor, perm: Tensor | None, values: Tensor, bias: Tensor | None, x: Tensor, *, isa: int = -1
+    crow: Tensor,
+    col: Tensor,
+    perm: Tensor | None,
+    values: Tensor,
+    bias: Tensor | None,
+    x: Tensor,
+    *,
+    relu: bool = False,
+    isa: int = -1,
 ) -> Tensor:
     """Return A x + bias, (rows, batch), for the matrix A with these `values` (entries,); `bias` is (rows,), `x` (inner, batch).
+
+    With `relu` numbers below 0 become 0.
 
     Raises:
         ConfigError: a tensor is not what the kernel takes.
@@ -35,7 +47,43 @@ def product(
     sizes = _check_pattern(crow, col, perm, x)
     check_numbers(x, values=(values, (sizes[3],)), bias=(bias, (sizes[0],)))
     out = x.new_empty((sizes[0], sizes[2]))
-    call("product", x, sizes, (crow, col, perm, values, bias, x, out), isa, sizes[1], sizes[3])
+    call("product", x, sizes, (crow, col, perm, values, bias, x, out), isa, sizes[1], sizes[3], int(relu))
+    return out
+
+
+class _Link(ctypes.Structure):
+    """One layer of a `stack`, as kernels.cpp has it."""
+
+    _fields_ = (
+        *[(name, ctypes.c_int64) for name in ("rows", "inner", "entries")],
+        *[(name, ctypes.c_void_p) for name in ("crow", "col", "values", "bias")],
+        ("relu", ctypes.c_int64),
+    )
+
+
+def stack(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]], x: Tensor, *, isa: int = -1) -> Tensor:
+    """Return what layers A x + bias make of `x` (inner, batch) one after the other, (rows of the last, batch).
+
+    A layer is (crow, col, values, bias, relu); with `relu` numbers below 0 become 0. `x` may be the transpose of a contiguous
+    matrix, and is turned then. What lies between layers is memory that is kept for the next call.
+
+    Raises:
+        ConfigError: a tensor is not what the kernel takes.
+    """
+    flat = x if x.is_contiguous() else x.t()
+    inner, batch = x.shape
+    links = (_Link * len(layers))()
+    for one, (crow, col, values, bias, relu) in zip(links, layers, strict=True):
+        rows, entries = check_indices(crow, col, None), col.shape[0]
+        check_numbers(flat, values=(values, (entries,)), bias=(bias, (rows,)))
+        one.rows, one.inner, one.entries, one.relu = rows, inner, entries, relu
+        one.crow, one.col, one.values = crow.data_ptr(), col.data_ptr(), values.data_ptr()
+        one.bias = None if bias is None else bias.data_ptr()
+        inner = rows
+    out = x.new_empty((inner, batch))
+    sizes, pointers = (len(layers), batch), (x.data_ptr(), out.data_ptr())
+    code = _function("stack", x)(links, *sizes, *pointers, flat is not x, isa, torch.get_num_threads())
+    _refuse(code, "stack", x, *((one.inner, one.entries) for one in links))
     return out
 
 
@@ -114,7 +162,14 @@ def check_numbers(x: Tensor, **others: tuple[Tensor | None, tuple[int, ...]]) ->
 
 
 def call(
-    name: str, x: Tensor, sizes: tuple[Any, ...], tensors: tuple[Tensor | None, ...], isa: int, inner: int, entries: int
+    name: str,
+    x: Tensor,
+    sizes: tuple[Any, ...],
+    tensors: tuple[Tensor | None, ...],
+    isa: int,
+    inner: int,
+    entries: int,
+    *switches: int,
 ) -> None:
     """Run a kernel on as many threads as torch uses.
 
@@ -122,15 +177,26 @@ def call(
         ConfigError: the indices lead outside of `inner` columns and `entries` entries, or there are no kernels.
         MemoryError: there is none for scratch.
     """
+    pointers = [None if t is None else t.data_ptr() for t in tensors]
+    code = _function(name, x)(*sizes, *pointers, *switches, isa, torch.get_num_threads())
+    _refuse(code, name, x, (inner, entries))
+
+
+def _function(name: str, x: Tensor) -> Any:
     opened: Library | None = library()
     if opened is None:
         raise ConfigError("the compiled kernels are not there; see pared.show_config()")
-    pointers = [None if t is None else t.data_ptr() for t in tensors]
-    code = opened.functions[f"pared_{name}_{SUFFIX[x.dtype]}"](*sizes, *pointers, isa, torch.get_num_threads())
+    return opened.functions[f"pared_{name}_{SUFFIX[x.dtype]}"]
+
+
+def _refuse(code: int, name: str, x: Tensor, *sizes: tuple[int, int]) -> None:
+    """Raise what a kernel's code stands for, if it is not 0; `sizes` are the columns and entries of its patterns."""
     if code == 1:
         raise MemoryError(f"no memory for the scratch of a sparse {name} of shape {tuple(x.shape)}")
     if code:
+        entries = " or ".join(str(one) for _, one in sizes)
+        last, most = (" or ".join(str(one[k] - 1) for one in sizes) for k in (0, 1))
         raise ConfigError(
-            f"crow must ascend from 0 to the {entries} entries of col, the columns of a row must ascend in 0 to "
-            f"{inner - 1}, and perm must lie in 0 to {entries - 1}; make patterns with pared.ops.Pattern.from_csr"
+            f"crow must ascend from 0 to the {entries} entries of col, the columns of a row must ascend in 0 to {last}, and "
+            f"perm must lie in 0 to {most}; make patterns with pared.ops.Pattern.from_csr"
         )

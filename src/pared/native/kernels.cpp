@@ -23,6 +23,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(_OPENMP)
 #include <omp.h>
 #else
@@ -43,7 +46,7 @@
 
 namespace {
 
-constexpr int VERSION = 6;
+constexpr int VERSION = 7;
 constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 
 // Both may be set by whoever compiles, as tests do to reach every branch with small matrices.
@@ -56,12 +59,16 @@ constexpr int NO_MEMORY = 1, BAD_PATTERN = 2;
 constexpr int64_t CACHE = PARED_CACHE;  // bytes of gathered rows that are read over and over: half of a common second cache
 constexpr int64_t SHARE = PARED_SHARE;  // multiplications below which a thread costs more than it brings
 
+constexpr size_t KEPT = size_t(32) << 20;
+constexpr int LOT = 256;  // rows that are sorted together
+
 template <class T>
 struct Task {
     int64_t rows, inner, batch;  // of the pattern; columns of the dense matrices, which are contiguous
     const int32_t *crow, *col, *perm;
     const T *values, *bias, *gathered, *held;
     T *out, *dots;
+    bool relu;  // of a product: numbers below 0 become 0
 };
 
 // A step of weights on the L_p sphere, a neuron a row; see sphere.inc. No dual vector: the step of the weights themselves.
@@ -95,6 +102,36 @@ struct Memory {
     bool failed() const { return wanted && !at; }
 };
 
+// Scratch of a thread that is kept from one call to the next, as new pages cost more than what is done with them; large
+// pages where there are any, for small ones fall together in the second cache as luck has it.
+struct Kept {
+    void* at = nullptr;
+    size_t bytes = 0;
+    ~Kept() { std::free(at); }
+    void* get(size_t wanted) {
+        constexpr size_t PAGE = size_t(2) << 20;
+        if (wanted > bytes) {
+            std::free(at);
+            bytes = (wanted + PAGE - 1) / PAGE * PAGE;
+#if defined(__linux__)
+            at = std::aligned_alloc(PAGE, bytes);
+            if (at) madvise(at, bytes, MADV_HUGEPAGE);
+#else
+            at = std::malloc(bytes);
+#endif
+            if (!at) bytes = 0;
+        }
+        return at;
+    }
+};
+
+// One of three pieces of it, for things that are needed at once; beyond `KEPT` bytes none, as nobody wants to lose that much.
+enum Use { COLUMNS, EVEN, ODD };
+void* kept(Use use, size_t bytes) {
+    thread_local Kept pieces[3];
+    return bytes <= KEPT ? pieces[use].get(bytes) : nullptr;
+}
+
 // Batches that do not fill a register: one or a few columns, one after the other.
 template <class T, bool product, bool dots>
 int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
@@ -110,8 +147,8 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
                 if (product) sums[(i - begin) & 3] += task.values[index] * row;
                 if (dots) task.dots[index] = c ? task.dots[index] + held * row : held * row;
             }
-            if (product)
-                task.out[r * task.batch + c] = (task.bias ? task.bias[r] : T(0)) + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+            const T sum = (task.bias ? task.bias[r] : T(0)) + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+            if (product) task.out[r * task.batch + c] = task.relu && sum < 0 ? T(0) : sum;
         }
     }
     return 0;
@@ -123,6 +160,7 @@ int part_narrow(const Task<T>& task, int64_t first, int64_t last) {
 
 #define PARED_ISA portable
 #define PARED_BYTES 16
+#define PARED_SUMS 8
 #if defined(__aarch64__)
 #define PARED_WIDE 8
 #define PARED_BOTH 8
@@ -138,6 +176,7 @@ namespace {
 }
 #undef PARED_ISA
 #undef PARED_BYTES
+#undef PARED_SUMS
 #undef PARED_WIDE
 #undef PARED_BOTH
 
@@ -152,6 +191,7 @@ namespace {
 #endif
 #define PARED_ISA avx2
 #define PARED_BYTES 32
+#define PARED_SUMS 8
 #define PARED_WIDE 8
 #define PARED_BOTH 4
 namespace {
@@ -162,6 +202,7 @@ namespace {
 }
 #undef PARED_ISA
 #undef PARED_BYTES
+#undef PARED_SUMS
 #undef PARED_WIDE
 #undef PARED_BOTH
 #if defined(__clang__)
@@ -174,6 +215,7 @@ namespace {
 #endif
 #define PARED_ISA avx512
 #define PARED_BYTES 64
+#define PARED_SUMS 16
 #define PARED_WIDE 8
 #define PARED_BOTH 8
 namespace {
@@ -324,6 +366,41 @@ int turn(const T* from, T* to, int64_t rows, int64_t columns, int isa, int threa
     });
 }
 
+// A sparse layer of a stack: out (rows, batch) = relu(A in (inner, batch) + bias).
+template <class T>
+struct Link {
+    int64_t rows, inner, entries;
+    const int32_t *crow, *col;
+    const T *values, *bias;
+    int64_t relu;
+};
+
+// Layers one after the other; what lies between them is where that of the last call was, as new memory costs more than small
+// layers do. x is (inner, batch), or (batch, inner) and is turned first; out is (rows, batch) of the last.
+template <class T>
+int stack(const Link<T>* links, int64_t count, int64_t batch, const T* x, bool by_rows, T* out, int isa, int threads) {
+    int64_t most = by_rows ? links[0].inner : 0;
+    for (int64_t k = 0; k + 1 < count; ++k) most = std::max(most, links[k].rows);
+    const size_t bytes = size_t(most * batch) * sizeof(T);
+    Memory<T> even(bytes > KEPT ? most * batch : 0), odd(bytes > KEPT ? most * batch : 0);
+    T* const between[2] = {bytes > KEPT ? even.at : static_cast<T*>(kept(EVEN, bytes)),
+                           bytes > KEPT ? odd.at : static_cast<T*>(kept(ODD, bytes))};
+    if (bytes && !(between[0] && between[1])) return NO_MEMORY;
+    if (by_rows && batch) {
+        if (const int code = turn<T>(x, between[1], batch, links[0].inner, isa, threads)) return code;
+        x = between[1];
+    }
+    for (int64_t k = 0; k < count; ++k) {
+        const Link<T>& link = links[k];
+        T* const to = k + 1 < count ? between[k & 1] : out;
+        const Task<T> task{link.rows,   link.inner, batch, link.crow, link.col, nullptr, link.values,
+                           link.bias, x,          nullptr, to,       nullptr,  link.relu != 0};
+        if (const int code = run<T, true, false>(task, link.entries, isa, threads)) return code;
+        x = to;
+    }
+    return 0;
+}
+
 template <class T>
 int step_part(const Sphere<T>& task, int isa, int64_t first, int64_t last) {
     const int64_t columns = task.entries / task.rows;  // of ragged rows, what most are about as long as
@@ -360,12 +437,13 @@ PARED_EXPORT int pared_threading() {
 #endif
 }
 
-// out (rows, batch) = the pattern's matrix times gathered (inner, batch), plus bias (rows) if there is one.
+// out (rows, batch) = the pattern's matrix times gathered (inner, batch), plus bias (rows) if there is one, cut off at 0 by relu.
 #define PARED_PRODUCT(name, T)                                                                                              \
     PARED_EXPORT int name(int64_t rows, int64_t inner, int64_t batch, int64_t entries, const int32_t* crow,                 \
                           const int32_t* col, const int32_t* perm, const T* values, const T* bias, const T* gathered,       \
-                          T* out, int isa, int threads) {                                                                   \
-        return run<T, true, false>({rows, inner, batch, crow, col, perm, values, bias, gathered, nullptr, out, nullptr},    \
+                          T* out, int relu, int isa, int threads) {                                                         \
+        return run<T, true, false>({rows, inner, batch, crow, col, perm, values, bias, gathered, nullptr, out, nullptr,     \
+                                    relu != 0},                                                                              \
                                    entries, isa, threads);                                                                  \
     }
 
@@ -374,7 +452,8 @@ PARED_EXPORT int pared_threading() {
     PARED_EXPORT int name(int64_t rows, int64_t inner, int64_t batch, int64_t entries, const int32_t* crow,                 \
                           const int32_t* col, const int32_t* perm, const T* held, const T* gathered, T* dots, int isa,      \
                           int threads) {                                                                                    \
-        return run<T, false, true>({rows, inner, batch, crow, col, perm, nullptr, nullptr, gathered, held, nullptr, dots},  \
+        return run<T, false, true>({rows, inner, batch, crow, col, perm, nullptr, nullptr, gathered, held, nullptr, dots,   \
+                                    false},                                                                                  \
                                    entries, isa, threads);                                                                  \
     }
 
@@ -383,10 +462,19 @@ PARED_EXPORT int pared_threading() {
     PARED_EXPORT int name(int64_t rows, int64_t inner, int64_t batch, int64_t entries, const int32_t* crow,                 \
                           const int32_t* col, const int32_t* perm, const T* values, const T* held, const T* gathered,       \
                           T* out, T* dots, int isa, int threads) {                                                          \
-        return run<T, true, true>({rows, inner, batch, crow, col, perm, values, nullptr, gathered, held, out, dots},        \
+        return run<T, true, true>({rows, inner, batch, crow, col, perm, values, nullptr, gathered, held, out, dots,         \
+                                   false},                                                                                  \
                                   entries, isa, threads);                                                                   \
     }
 
+#define PARED_STACK(name, T)                                                                                                \
+    PARED_EXPORT int name(const Link<T>* links, int64_t count, int64_t batch, const T* x, T* out, int by_rows, int isa,     \
+                          int threads) {                                                                                    \
+        return stack<T>(links, count, batch, x, by_rows != 0, out, isa, threads);                                           \
+    }
+
+PARED_STACK(pared_stack_f32, float)
+PARED_STACK(pared_stack_f64, double)
 PARED_PRODUCT(pared_product_f32, float)
 PARED_PRODUCT(pared_product_f64, double)
 PARED_DOTS(pared_dots_f32, float)

@@ -10,14 +10,15 @@ from functools import cache
 from importlib.util import find_spec
 
 #: What `pared_version` of kernels.cpp must return: a library built from older sources is left alone.
-VERSION = 6
+VERSION = 7
 #: The instruction sets that kernels.cpp knows, by its numbers for them.
 INSTRUCTIONS = ("portable", "AVX2", "AVX-512")
 
 _SIZES, _POINTER, _INT, _NUMBER = [ctypes.c_int64] * 4, ctypes.c_void_p, ctypes.c_int, ctypes.c_double
 #: The arguments of every function: sizes, pointers, numbers and switches, instruction set (-1 for the best) and threads.
 _ARGUMENTS = {
-    **{f"pared_product_{t}": [*_SIZES, *[_POINTER] * 7, _INT, _INT] for t in ("f32", "f64")},
+    **{f"pared_product_{t}": [*_SIZES, *[_POINTER] * 7, _INT, _INT, _INT] for t in ("f32", "f64")},
+    **{f"pared_stack_{t}": [_POINTER, *_SIZES[:2], _POINTER, _POINTER, _INT, _INT, _INT] for t in ("f32", "f64")},
     **{f"pared_dots_{t}": [*_SIZES, *[_POINTER] * 6, _INT, _INT] for t in ("f32", "f64")},
     **{f"pared_backward_{t}": [*_SIZES, *[_POINTER] * 8, _INT, _INT] for t in ("f32", "f64")},
     **{f"pared_turn_{t}": [*_SIZES[:2], _POINTER, _POINTER, _INT, _INT] for t in ("f32", "f64")},

@@ -13,6 +13,7 @@ from pared.nn.select import Select
 from pared.nn.softmax_gate import SoftmaxGate
 from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
+from pared.nn.sparse_sequential import SparseSequential
 from pared.nn.switch import Switch, Switched
 from pared.nn.zero import Zero
 
@@ -33,6 +34,7 @@ __all__ = [
     "SparseAdjacency",
     "SparseConv2d",
     "SparseLinear",
+    "SparseSequential",
     "Switch",
     "Switched",
     "SwitchedConv1d",

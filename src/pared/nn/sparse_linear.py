@@ -102,10 +102,11 @@ class SparseLinear(SparseLayer):
         """
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected {self.in_features} features on the last axis, got shape {tuple(x.shape)}")
-        values, bias, col = self.values, self.bias, self.col
+        values, bias = self.values, self.bias
+        crow, col, crow_t, col_t, perm = self.indices()
         x = ready(x, values, bias, col)
         features_major = turned(x if x.ndim == 2 else x.reshape(-1, self.in_features))
-        y = csr_product(features_major, values, bias, self.crow, col, None, self.crow_t, self.col_t, self.perm)
+        y = csr_product(features_major, values, bias, crow, col, None, crow_t, col_t, perm)
         if self.witness.on:
             self.witness.see(features_major, y, x)  # pyright: ignore[reportAttributeAccessIssue]
         return y.t() if x.ndim == 2 else y.t().reshape(*x.shape[:-1], self.out_features)

@@ -168,10 +168,10 @@ def claims_of(width: int, sparsity: float, batch: int, rivals: tuple[str, ...], 
 
 
 def main() -> None:
-    arguments = options(__doc__, "width 1024 at batch 128 with two rivals", NATIVE, (32, BATCH, 512))
+    arguments = options(__doc__, "one width (1024) and batch (128) with two rivals", NATIVE, (32, BATCH, 512))
     note = "left out by --quick" if arguments.quick else compiler()
     rivals: tuple[str, ...] = ("dense", "masked") if note else ("dense", "masked", "compiled")
-    cases = [(1024, s, BATCH) for s in (0.9, 0.95, 0.98)]
+    cases = [(arguments.width or 1024, s, arguments.batch or BATCH) for s in (0.9, 0.95, 0.98)]
     if not arguments.quick:
         rivals = (*rivals, "scipy")
         cases = [(w, s, b) for w in NATIVE for b in (32, BATCH, 512) for s in (0.8, 0.9, 0.95, 0.98, 0.99)]

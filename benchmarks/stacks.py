@@ -58,8 +58,8 @@ def take_turns(calls: dict[str, Callable[[], object]], often: Collection[str], s
     """Return each call's times; those not in `often` have every fourth turn. There are 12 turns at least.
 
     A turn of less than `SHORT` seconds is two calls of which the second counts, so that all find their own numbers in the
-    caches and not their rivals', as where one network is at work. What uses more processor time than has passed computes on several threads, and ends the
-    benchmark.
+    caches and not their rivals', as where one network is at work. What uses more processor time than has passed computes on
+    several threads, and ends the benchmark.
     """
     times: dict[str, Turns] = {name: [] for name in calls}
     began, number = time.perf_counter(), 0

@@ -10,6 +10,7 @@ from torch import nn
 import pared
 from pared import sparsifying
 from pared.errors import ConfigError
+from pared.methods import Static
 from pared.models import mlp
 from pared.nn import SparseConv2d, SparseLinear, SparseSequential
 
@@ -62,6 +63,19 @@ def test_sequences_of_sparse_layers_copy_less_and_keep_their_hooks(monkeypatch: 
     assert seen[-2:] == [SparseSequential, nn.Sequential]
     assert found.model.state_dict().keys() >= {"0.0.values", "0.2.values", "1.0.weight"}
     assert type(pared.sparsify(network(), x).model) is SparseSequential
+
+
+def test_a_session_makes_its_network_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+    model, x = mlp(30, 5, (40, 50)), torch.randn(7, 30)
+    session = Static(0.9, distribution="uniform", where="but last").bind(
+        model, torch.optim.SGD(model.parameters(), 0.1), total_steps=1
+    )
+    small = session.realize(sparse=x)
+    assert [type(small.get_submodule(name)) for name in "024"] == [SparseLinear, SparseLinear, nn.Linear]
+    assert torch.allclose(small(x), session.realize().eval()(x), atol=1e-6)
+    assert not small.training
+    assert not any(isinstance(one, SparseLinear) for one in session.realize(sparse=True).modules())
 
 
 def test_convolutions_are_considered_at_the_size_of_their_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from pared.errors import ConfigError, RunError
 from pared.methods.session import Session, check_format
 from pared.nn.sparse_layer import SparseLayer, dense
 from pared.optim.base import SphereOptimizer
-from pared.surgery.trace import evaluating
+from pared.sparsifying import sparsify
+from pared.surgery.trace import Example, evaluating
 from pared.topology import Carry, Compressed, Connections, Masked
 
 if TYPE_CHECKING:
@@ -226,14 +227,17 @@ class WeightSession(Session):
         if self._attached:
             self.look_ahead()  # a copied layer has forgotten that it is watched
 
-    def realize(self, *, sparse: bool = False) -> nn.Module:
+    def realize(self, *, sparse: bool | Example = False) -> nn.Module:
         """Return a copy of the network, plain and dense, with exact zeros where no connection is.
 
-        If `sparse`, layers that are sparse already stay so.
+        If `sparse` is True, layers that are sparse already stay so. An example of what the network takes instead makes layers
+        sparse where `pared.sparsify` measures that they are faster with as many rows; that copy is in evaluation mode.
         """
         small = copy.deepcopy(self.net)
         small.zero_grad(set_to_none=True)
-        return small if sparse else dense(small)
+        if sparse is True:
+            return small
+        return dense(small) if sparse is False else sparsify(dense(small), sparse).model
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, masks, memory, random state, events.

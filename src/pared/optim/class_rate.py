@@ -1,0 +1,262 @@
+"""SGD with a learned step size for each weight and class."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any, Literal, get_args, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pared.errors import ConfigError, RunError
+from pared.optim.class_shares import Batch, Watch, shares
+
+#: What has a rate of its own for each class: each weight, each neuron (or filter), or each layer.
+Per = Literal["weight", "neuron", "layer"]
+
+
+class ClassRateSGD(Optimizer):
+    """Take SGD's steps with a rate for each weight and class, which grows by the square of the class's part of the gradient.
+
+    Of a batch of B samples, G_j = (1/B) times the sum of the gradients of class j. A managed weight goes by
+    -lr · sum over j of mu_j G_j, and then mu_j, which is 1 at first, grows by rate_lr · lr · G_j². Rates of classes that a
+    batch lacks stay as they are. Managed are the first `layers` weights of `nn.Linear` and `nn.Conv2d`, in the order of
+    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps.
+
+    The forward and the backward pass both stand in a `with optimizer.classes(y):`, where gradients of managed weights are
+    kept by class and are not in `.grad`: clip no gradients by norm, and use no `GradScaler`. The loss is a mean over samples.
+    With `rate_lr` 0, and from step `cutoff` on, all weights take plain steps, bit-equal to those of `torch.optim.SGD`.
+
+    Memory: `classes` times that of the managed weights.
+
+    Args:
+        model: the network; all its parameters that learn are held.
+        lr: the rate, > 0.
+        rate_lr: how fast rates grow, >= 0; the paper takes 1e5 for SELU and tanh, 1e4 for ReLU, and a tenth where that
+            diverges.
+        classes: how many there are; any other grouping of samples does as well.
+        layers: how many layers are managed at most, >= 0.
+        momentum: of the whole step, in [0, 1); the paper has none.
+        cutoff: the step from which on rates are 1; None is never.
+        reset_every: steps after which all rates become 1 again; several numbers take turns, as for halves of an epoch with
+            an odd number of steps; None is never.
+        per: what a rate is for; those of neurons and layers grow by the mean of squares.
+        trade_off: factors of how fast each class's rates grow, (classes,), >= 0; 1 by default.
+
+    Raises:
+        ConfigError: an option is out of range, or no layer is there to manage.
+
+    Source: per-weight class-based learning rates, equations 1 and 6. The paper has single samples; batches are read so that
+    rates only grow and rates of 1 are SGD.
+    """
+
+    #: `GradScaler` then calls `step` with its scale, which is refused there: it would not find these gradients.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 0.01,
+        rate_lr: float = 1e5,
+        *,
+        classes: int,
+        layers: int = 16,
+        momentum: float = 0.0,
+        cutoff: int | None = None,
+        reset_every: int | Sequence[int] | None = None,
+        per: Per = "weight",
+        trade_off: Sequence[float] | None = None,
+    ) -> None:
+        every = () if reset_every is None else (reset_every,) if isinstance(reset_every, int) else tuple(reset_every)
+        defaults = {
+            "lr": lr,
+            "rate_lr": rate_lr,
+            "classes": classes,
+            "momentum": momentum,
+            "cutoff": cutoff,
+            "reset_every": every,
+            "per": per,
+            "trade_off": None if trade_off is None else tuple(trade_off),
+            "steps": 0,
+            "managed": (),
+        }
+        _check(defaults, layers)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        found = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
+        managed = {id(w) for w in found[: min(layers, max(0, len(found) - 1))]}
+        if layers and not managed:
+            raise ConfigError("the network has no hidden nn.Linear or nn.Conv2d that learns; use torch.optim.SGD")
+        defaults["managed"] = tuple(n for n, p in enumerate(parameters) if id(p) in managed)
+        super().__init__(parameters, defaults)
+        self._batches: list[Batch] = []
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse a second group: which weights are managed is said by the network.
+
+        Raises:
+            ConfigError: always, once the optimizer is made.
+        """
+        if self.param_groups:
+            raise ConfigError("ClassRateSGD holds one network in one group; make a new one for a changed network")
+        super().add_param_group(param_group)
+
+    @property
+    def learning(self) -> bool:
+        """Whether the next step has rates by class."""
+        group = self.param_groups[0]
+        return bool(group["rate_lr"] and group["managed"]) and not _over(group)
+
+    @contextmanager
+    def classes(self, y: Tensor) -> Iterator[None]:
+        """Run a forward and a backward pass whose samples are of these classes.
+
+        Shapes: y (samples,) of integers in 0 to classes - 1. A layer that sees several rows of a sample, as of a sequence,
+        sees them in its middle axes.
+
+        Raises:
+            ConfigError: `y` is not as above.
+        """
+        count = self.param_groups[0]["classes"]
+        if y.ndim != 1 or y.is_floating_point() or y.is_complex():
+            raise ConfigError(f"expected classes (samples,) of integers, got {y.dtype} {tuple(y.shape)}")
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < count:
+            raise ConfigError(f"expected classes in 0 to {count - 1}, got {int(y.min())} to {int(y.max())}")
+        if not self.learning:
+            yield
+            return
+        batch = Batch(y)
+        self._batches.append(batch)
+        with Watch({id(w) for w in self._managed()}, batch):
+            yield
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget gradients, those by class too."""
+        super().zero_grad(set_to_none)
+        self._batches = []
+
+    def rates(self, weight: Tensor) -> Tensor:
+        """Return the rates of a managed weight, which are its state: (classes, *weight.shape), or 1 where they are shared.
+
+        Raises:
+            ConfigError: the weight is not managed.
+        """
+        if not any(weight is w for w in self._managed()):
+            raise ConfigError(
+                "this weight is not managed: it is that of the last layer, or of none of the first `layers`"
+            )
+        state, group = self.state[weight], self.param_groups[0]
+        if "mu" not in state:
+            sizes = {
+                "weight": weight.shape,
+                "neuron": (len(weight), *[1] * (weight.ndim - 1)),
+                "layer": [1] * weight.ndim,
+            }
+            state["mu"] = weight.new_ones((group["classes"], *sizes[group["per"]]))
+        return state["mu"]
+
+    def reset_rates(self) -> None:
+        """Make all rates 1."""
+        for state in self.state.values():
+            if "mu" in state:
+                state["mu"].fill_(1.0)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take a step, and return the loss that `closure` gives, if there is one.
+
+        Raises:
+            ConfigError: a `GradScaler` calls.
+            RunError: a batch of `classes` has had no backward pass, or one that did not reach managed layers.
+        """
+        if getattr(self, "grad_scale", None) is not None or getattr(self, "found_inf", None) is not None:
+            raise ConfigError("ClassRateSGD takes no GradScaler: squares of scaled gradients are lost; use bfloat16")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step()
+        return loss
+
+    def _managed(self) -> list[Tensor]:
+        group = self.param_groups[0]
+        return [group["params"][n] for n in group["managed"]]
+
+    def _step(self) -> None:
+        group = self.param_groups[0]
+        if self._batches and not any(batch.seen for batch in self._batches):
+            raise RunError(
+                "no managed layer had a gradient: forward and backward pass both stand in `with classes(y):`"
+            )
+        managed = {id(w) for w in self._managed()}
+        for weight in group["params"]:
+            seen = [(batch, batch.seen[id(weight)]) for batch in self._batches if id(weight) in batch.seen]
+            if id(weight) in managed and seen:
+                change = self._change(weight, seen)
+                change = change if weight.grad is None else change.add_(weight.grad)
+            elif weight.grad is not None:
+                change = weight.grad
+            else:
+                continue
+            if group["momentum"]:
+                state = self.state[weight]
+                if "momentum_buffer" in state:
+                    change = state["momentum_buffer"].mul_(group["momentum"]).add_(change)
+                else:
+                    change = state["momentum_buffer"] = change.clone()
+            weight.add_(change, alpha=-group["lr"])
+        group["steps"] += 1
+        if _over(group) or _turn(group):
+            self.reset_rates()
+
+    def _change(self, weight: Tensor, seen: list[Any]) -> Tensor:
+        """Return the sum over classes of mu_j G_j, and let rates grow."""
+        group, mu = self.param_groups[0], self.rates(weight)
+        change, factors = torch.zeros_like(weight), group["trade_off"]
+        for number, share in shares(seen, weight):
+            speed = group["rate_lr"] * group["lr"] * (1.0 if factors is None else factors[number])
+            rate = mu[number]
+            change.addcmul_(rate, share)
+            if group["per"] == "weight":
+                rate.addcmul_(share, share, value=speed)
+            else:
+                axes = tuple(range(group["per"] == "neuron", share.ndim))
+                rate.add_(share.square().mean(axes, keepdim=True), alpha=speed)
+        return change
+
+
+def _over(group: dict[str, Any]) -> bool:
+    return group["cutoff"] is not None and group["steps"] >= group["cutoff"]
+
+
+def _turn(group: dict[str, Any]) -> bool:
+    """Whether the step just taken was the last one before rates become 1."""
+    every = group["reset_every"]
+    return bool(every) and (group["steps"] - 1) % sum(every) + 1 in set(accumulate(every))
+
+
+def _check(options: dict[str, Any], layers: int) -> None:
+    wrong = {
+        "lr must be > 0": not options["lr"] > 0,
+        "rate_lr must be >= 0": not options["rate_lr"] >= 0,
+        "classes must be at least 1": options["classes"] < 1,
+        "layers must be >= 0": layers < 0,
+        "momentum must be in [0, 1)": not 0 <= options["momentum"] < 1,
+        "cutoff must be None or >= 0": options["cutoff"] is not None and options["cutoff"] < 0,
+        "reset_every must be None or positive": any(one < 1 for one in options["reset_every"]),
+        f"per must be one of {get_args(Per)}": options["per"] not in get_args(Per),
+    }
+    factors = options["trade_off"]
+    if factors is not None:
+        wrong["trade_off must be one number >= 0 for each class"] = (
+            len(factors) != options["classes"] or min(factors) < 0
+        )
+    for message, so in wrong.items():
+        if so:
+            raise ConfigError(f"{message}; got {options | {'layers': layers}}")

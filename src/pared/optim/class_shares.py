@@ -1,0 +1,126 @@
+"""What each class of a batch adds to the gradient of a weight."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn import grad
+from torch.overrides import TorchFunctionMode
+
+from pared.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Use:
+    """A layer's input and the gradient of its output, samples first; `conv` are a convolution's settings."""
+
+    x: Tensor
+    dy: Tensor
+    conv: tuple[Any, ...] | None
+
+
+class Batch:
+    """The classes of some samples, and what a pass over these samples has left, by the weight's `id`."""
+
+    def __init__(self, y: Tensor) -> None:
+        self.samples = len(y)
+        self.order = y.argsort(stable=True)
+        numbers, counts = y.unique(return_counts=True)
+        ends = counts.cumsum(0).tolist()
+        self.present = list(zip(numbers.tolist(), [0, *ends], ends, strict=False))
+        self.seen: dict[int, list[Use]] = {}
+
+    def see(self, weight: Tensor, x: Tensor, dy: Tensor, conv: tuple[Any, ...] | None) -> None:
+        """Keep what a layer was given and what came back."""
+        self.seen.setdefault(id(weight), []).append(Use(x, dy, conv))
+
+
+class Watch(TorchFunctionMode):
+    """Let layers with one of the weights, by `id`, leave what they see in the batch, instead of making a gradient of it."""
+
+    def __init__(self, weights: set[int], batch: Batch) -> None:
+        super().__init__()
+        self._weights, self._batch = weights, batch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = _KINDS.get(func)
+        if kind is not None and torch.is_grad_enabled():
+            x, weight, *rest = args
+            if id(weight) in self._weights:
+                if x.ndim < 1 or len(x) != self._batch.samples:
+                    raise ConfigError(
+                        f"expected {self._batch.samples} samples, one for each class given, on a layer's first axis; got "
+                        f"{tuple(x.shape)}"
+                    )
+                return kind.apply(self._batch, x, weight, *rest, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, batch: Batch, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.batch = batch
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (dy,) = grad_outputs
+        x, weight = ctx.saved_tensors
+        ctx.batch.see(weight, x, dy, None)
+        needs_x, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3:4] == (True,)
+        dx = dy @ weight if needs_x else None
+        return (
+            None,
+            dx,
+            None,
+            *([dy.sum(tuple(range(dy.ndim - 1))) if needs_bias else None] * len(ctx.needs_input_grad[3:])),
+        )
+
+
+class _Conv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, batch: Batch, x: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.batch, ctx.conv = batch, conv
+        return F.conv2d(x, weight, bias, *conv)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (dy,) = grad_outputs
+        x, weight = ctx.saved_tensors
+        ctx.batch.see(weight, x, dy, ctx.conv)
+        needs_x, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        dx = grad.conv2d_input(x.shape, weight, dy, *ctx.conv) if needs_x else None
+        return None, dx, None, dy.sum((0, 2, 3)) if needs_bias else None, *[None] * len(ctx.conv)
+
+
+_KINDS: dict[Callable[..., Any], Any] = {F.linear: _Linear, F.conv2d: _Conv2d}
+
+
+def shares(seen: Sequence[tuple[Batch, Sequence[Use]]], weight: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield what the samples of each class that is there add to the gradient: its number and a tensor like `weight`.
+
+    Uses and batches add up, and all classes to the gradient.
+    """
+    parts: dict[int, list[tuple[Tensor, Tensor, tuple[Any, ...] | None]]] = {}
+    for batch, uses in seen:
+        for use in uses:
+            x, dy = (t.index_select(0, batch.order) for t in (use.x, use.dy))
+            for number, begin, end in batch.present:
+                parts.setdefault(number, []).append((x[begin:end], dy[begin:end], use.conv))
+    for number in sorted(parts):
+        found = [_share(x, dy, conv, weight) for x, dy, conv in parts[number]]
+        yield number, found[0] if len(found) == 1 else torch.stack(found).sum(0)
+
+
+def _share(x: Tensor, dy: Tensor, conv: tuple[Any, ...] | None, weight: Tensor) -> Tensor:
+    if conv is not None:
+        return grad.conv2d_weight(x, weight.shape, dy, *conv)
+    return dy.flatten(0, -2).t() @ x.flatten(0, -2)

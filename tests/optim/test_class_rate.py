@@ -1,0 +1,258 @@
+"""Rates by class: SGD where there are none, the paper's equations for one sample, and what classes add up to."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pared.errors import ConfigError, RunError
+from pared.optim import ClassRateSGD
+
+K = 4
+
+
+def network(kind: str = "linear", dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "linear":
+            return nn.Sequential(nn.Linear(5, 7), nn.SELU(), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, K)).to(dtype)
+        convs = nn.Conv2d(1, 3, 2, stride=2, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, dilation=2, bias=False)
+        return nn.Sequential(nn.Unflatten(1, (1, 9, 10)), *convs, nn.Flatten(), nn.Linear(4 * 1 * 2, K)).to(dtype)
+
+
+def data(kind: str, samples: int, seed: int = 1, classes: int = K) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 5 if kind == "linear" else 90, dtype=torch.float64, generator=generator)
+    return x, torch.randint(classes, (samples,), generator=generator)
+
+
+def go(model: nn.Module, optimizer: ClassRateSGD, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    with optimizer.classes(y):
+        F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [p for p in model.parameters() if p.ndim > 1]
+
+
+def by_autograd(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return G_j of every parameter, (K, *shape), one backward pass a class."""
+    found = {name: torch.zeros(K, *p.shape, dtype=p.dtype) for name, p in model.named_parameters()}
+    for number in range(K):
+        loss = F.cross_entropy(model(x), y, reduction="none")[y == number].sum() / len(y)
+        for name, grad in zip(found, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            found[name][number] = grad
+    return found
+
+
+@given(st.sampled_from(["linear", "conv"]), st.integers(1, 20), st.integers(0, 99))
+def test_steps_are_those_of_the_equations_with_a_backward_pass_for_each_class(
+    kind: str, samples: int, seed: int
+) -> None:
+    model = network(kind)
+    optimizer = ClassRateSGD(model, 0.1, 50.0, classes=K)
+    twin, mu = copy.deepcopy(model), {}
+    managed = [n for n, p in model.named_parameters() if p.ndim > 1][:-1]
+    for step in range(3):
+        x, y = data(kind, samples, seed + step)
+        shares = by_autograd(twin, x, y)
+        for name, p in twin.named_parameters():
+            if name in managed:
+                rate = mu.setdefault(name, torch.ones_like(shares[name]))
+                p.data -= 0.1 * (rate * shares[name]).sum(0)
+                rate += 50.0 * 0.1 * shares[name].square()
+            else:
+                p.data -= 0.1 * shares[name].sum(0)
+        go(model, optimizer, x, y)
+    for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+        if name in managed:
+            torch.testing.assert_close(optimizer.rates(p), mu[name])
+            assert bool((mu[name] >= 1).all())
+
+
+def test_a_single_sample_goes_by_equations_1_and_6() -> None:
+    model = network()
+    before, (x, y) = copy.deepcopy(model), data("linear", 1)
+    grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    optimizer.rates(weights(model)[0]).fill_(1.5)
+    go(model, optimizer, x, y)
+    torch.testing.assert_close(weights(model)[0], weights(before)[0] - 0.1 * 1.5 * grads[0])
+    expected = torch.full((K, 7, 5), 1.5, dtype=torch.float64)
+    expected[y] += 1e3 * 0.1 * grads[0].square()
+    torch.testing.assert_close(optimizer.rates(weights(model)[0]), expected)
+
+
+@pytest.mark.parametrize("options", [{"rate_lr": 0.0}, {"cutoff": 0}, {"layers": 0}])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_without_rates_it_is_sgd_to_the_bit(options: dict[str, Any], momentum: float) -> None:
+    model = network(dtype=torch.float32)
+    twin = copy.deepcopy(model)
+    optimizer = ClassRateSGD(model, 0.1, classes=K, momentum=momentum, **{"rate_lr": 1e3, **options})
+    plain = torch.optim.SGD(twin.parameters(), 0.1, momentum=momentum)
+    for step in range(4):
+        x, y = data("linear", 9, step)
+        go(model, optimizer, x.float(), y)
+        plain.zero_grad()
+        F.cross_entropy(twin(x.float()), y).backward()
+        plain.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_rates_of_classes_that_are_not_there_stay_and_others_grow() -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    x, y = data("linear", 12)
+    go(model, optimizer, x, torch.where(y == 2, 1, y))
+    rates = optimizer.rates(weights(model)[0])
+    assert bool((rates[2] == 1).all())
+    assert bool((rates[[0, 1, 3]] > 1).any(-1).any(-1).all())
+
+
+def test_relabelled_classes_permute_rates_only() -> None:
+    models = [network(), network()]
+    place = torch.tensor([2, 0, 3, 1])
+    optimizers = [ClassRateSGD(m, 0.1, 1e3, classes=K) for m in models]
+    for step in range(3):
+        x, y = data("linear", 12, step)
+        for model, optimizer, ids in zip(models, optimizers, (y, place[y]), strict=True):
+            optimizer.zero_grad()
+            with optimizer.classes(ids):
+                F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    for p, q in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(p, q)
+    one, other = (o.rates(weights(m)[1]) for o, m in zip(optimizers, models, strict=True))
+    torch.testing.assert_close(other[place], one)
+
+
+def test_rates_become_1_when_they_should_and_no_more_after_the_cutoff() -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.01, 1e3, classes=K, reset_every=(2, 3), cutoff=9)
+    grown = []
+    for step in range(11):
+        go(model, optimizer, *data("linear", 12, step))
+        grown.append(bool((optimizer.rates(weights(model)[0]) > 1).any()))
+    assert grown == [True, False, True, True, False, True, False, True, False, False, False]
+    assert not optimizer.learning
+
+
+@pytest.mark.parametrize("per", ["neuron", "layer"])
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_coarser_rates_grow_by_the_mean_of_squares(per: Any, kind: str) -> None:
+    model = network(kind)
+    weight = next(p for p in model.parameters() if p.ndim > 1)
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K, per=per, trade_off=(1.0, 0.0, 2.0, 1.0))
+    x, y = data(kind, 15)
+    share = next(g for n, g in by_autograd(model, x, y).items() if n.endswith("weight"))
+    before = weight.detach().clone()
+    go(model, optimizer, x, y)
+    torch.testing.assert_close(weight, before - 0.1 * share.sum(0))
+    axes = tuple(range(2 if per == "neuron" else 1, share.ndim))
+    factor = torch.tensor([1.0, 0.0, 2.0, 1.0], dtype=torch.float64).view(-1, *[1] * (share.ndim - 1))
+    torch.testing.assert_close(
+        optimizer.rates(weight), 1 + 1e3 * 0.1 * factor * share.square().mean(axes, keepdim=True)
+    )
+
+
+def test_passes_add_up_and_those_outside_count_as_they_are() -> None:
+    model, (x, y) = network(), data("linear", 12)
+    twin = copy.deepcopy(model)
+    optimizer, other = (ClassRateSGD(m, 0.1, 1e3, classes=K) for m in (model, twin))
+    for rows in (slice(0, 5), slice(5, 12)):
+        with optimizer.classes(y[rows]):
+            (F.cross_entropy(model(x[rows]), y[rows], reduction="sum") / 12).backward()
+    (weights(model)[0].square().sum() * 0.1).backward()
+    optimizer.step()
+    with other.classes(y):
+        F.cross_entropy(twin(x), y).backward()
+    (weights(twin)[0].square().sum() * 0.1).backward()
+    other.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    torch.testing.assert_close(optimizer.rates(weights(model)[0]), other.rates(weights(twin)[0]))
+
+
+def test_sequences_belong_to_their_samples() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, K)).double()
+    x, y = torch.randn(6, 3, 5, dtype=torch.float64), torch.arange(6) % K
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(x).mean(1), y, reduction="none")
+
+    share = [torch.autograd.grad(loss()[y == k].sum() / 6, weights(model)[:1])[0] for k in range(K)]
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    with optimizer.classes(y):
+        loss().mean().backward()
+    optimizer.step()
+    torch.testing.assert_close(optimizer.rates(weights(model)[0]), 1 + 1e3 * 0.1 * torch.stack(share).square())
+
+
+def test_it_goes_on_from_a_saved_state_to_the_bit() -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K, momentum=0.9, reset_every=5)
+    for step in range(3):
+        go(model, optimizer, *data("linear", 12, step))
+    twin = copy.deepcopy(model)
+    other = ClassRateSGD(twin, 0.1, 1e3, classes=K, momentum=0.9, reset_every=5)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for step in range(3, 7):
+        go(model, optimizer, *data("linear", 12, step))
+        go(twin, other, *data("linear", 12, step))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert torch.equal(optimizer.rates(weights(model)[0]), other.rates(weights(twin)[0]))
+
+
+def test_what_is_managed_are_the_first_layers_without_the_last() -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(5)])
+    for layers, count in ((16, 4), (4, 4), (2, 2)):
+        optimizer = ClassRateSGD(model, classes=2, layers=layers)
+        assert optimizer.param_groups[0]["managed"] == tuple(range(0, 2 * count, 2))
+    with pytest.raises(ConfigError, match="not managed"):
+        optimizer.rates(weights(model)[2])
+
+
+def test_mistakes_are_told() -> None:
+    model, (x, y) = network(), data("linear", 6)
+    optimizer = ClassRateSGD(model, classes=K)
+    for wrong, match in ((y.double(), "integers"), (y.unsqueeze(0), "samples"), (y + K, "0 to 3")):
+        with pytest.raises(ConfigError, match=match), optimizer.classes(wrong):
+            pass
+    with pytest.raises(ConfigError, match="expected 5 samples"), optimizer.classes(y[:5]):
+        model(x)
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    with optimizer.classes(y):
+        loss.backward()  # its forward pass was outside
+    with pytest.raises(RunError, match="forward and backward"):
+        optimizer.step()
+    optimizer.zero_grad()
+    optimizer.grad_scale = torch.tensor(2.0)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ConfigError, match="GradScaler"):
+        optimizer.step()
+    with pytest.raises(ConfigError, match="one group"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    for options in (
+        {"lr": 0.0},
+        {"rate_lr": -1.0},
+        {"classes": 0},
+        {"momentum": 1.0},
+        {"cutoff": -1},
+        {"reset_every": 0},
+        {"per": "batch"},
+        {"trade_off": (1.0,)},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            ClassRateSGD(model, **{"classes": K, **options})
+    with pytest.raises(ConfigError, match="no hidden"):
+        ClassRateSGD(nn.Linear(2, 2), classes=2)

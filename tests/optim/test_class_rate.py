@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import pared
 from pared.errors import ConfigError, RunError
 from pared.optim import ClassRateSGD
 
 K = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels() -> None:
+    """Run once: no kernel of ours is in it."""
 
 
 def network(kind: str = "linear", dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -213,11 +219,32 @@ def test_it_goes_on_from_a_saved_state_to_the_bit() -> None:
     assert torch.equal(optimizer.rates(weights(model)[0]), other.rates(weights(twin)[0]))
 
 
+@pytest.mark.parametrize("per", ["weight", "neuron", "layer"])
+def test_rates_follow_neurons_that_leave(per: Any) -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K, per=per, momentum=0.9)
+    for step in range(3):
+        go(model, optimizer, *data("linear", 12, step))
+    before = [optimizer.rates(w).clone() for w in weights(model)[:2]]
+    graph = pared.graph(model, data("linear", 2)[0])
+    pared.remove(model, {"0": [1, 4]}, graph=graph, optimizer=optimizer, living="cut")
+    kept = [0, 2, 3, 5, 6]
+    first, second = before
+    expected = first if per == "layer" else first[:, kept], second[:, :, kept] if per == "weight" else second
+    for weight, rates in zip(weights(model)[:2], expected, strict=True):
+        assert torch.equal(optimizer.rates(weight), rates)
+        assert optimizer.state[weight]["momentum_buffer"].shape == weight.shape
+    go(model, optimizer, *data("linear", 12, 3))
+    assert bool((optimizer.rates(weights(model)[0]) > expected[0]).any())
+
+
 def test_what_is_managed_are_the_first_layers_without_the_last() -> None:
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(5)])
     for layers, count in ((16, 4), (4, 4), (2, 2)):
         optimizer = ClassRateSGD(model, classes=2, layers=layers)
-        assert optimizer.param_groups[0]["managed"] == tuple(range(0, 2 * count, 2))
+        assert [bool(optimizer.state.get(w, {}).get("managed")) for w in weights(model)] == [
+            n < count for n in range(5)
+        ]
     with pytest.raises(ConfigError, match="not managed"):
         optimizer.rates(weights(model)[2])
 

@@ -79,16 +79,16 @@ class ClassRateSGD(Optimizer):
             "per": per,
             "trade_off": None if trade_off is None else tuple(trade_off),
             "steps": 0,
-            "managed": (),
         }
         _check(defaults, layers)
         parameters = [p for p in model.parameters() if p.requires_grad]
         found = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
-        managed = {id(w) for w in found[: min(layers, max(0, len(found) - 1))]}
+        managed = found[: min(layers, max(0, len(found) - 1))]
         if layers and not managed:
             raise ConfigError("the network has no hidden nn.Linear or nn.Conv2d that learns; use torch.optim.SGD")
-        defaults["managed"] = tuple(n for n, p in enumerate(parameters) if id(p) in managed)
         super().__init__(parameters, defaults)
+        for weight in managed:
+            self.state[weight]["managed"] = True  # in its state, which follows it through files and removals
         self._batches: list[Batch] = []
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class ClassRateSGD(Optimizer):
     def learning(self) -> bool:
         """Whether the next step has rates by class."""
         group = self.param_groups[0]
-        return bool(group["rate_lr"] and group["managed"]) and not _over(group)
+        return bool(group["rate_lr"] and self._managed()) and not _over(group)
 
     @contextmanager
     def classes(self, y: Tensor) -> Iterator[None]:
@@ -161,6 +161,22 @@ class ClassRateSGD(Optimizer):
             if "mu" in state:
                 state["mu"].fill_(1.0)
 
+    @torch.no_grad()
+    def resize(self, state: dict[str, Any], cuts: Sequence[Any], old: Tensor) -> dict[str, Any]:
+        """Return what becomes of a parameter's `state` when entries are removed; `cuts` have an `axis` and an `index`.
+
+        Entries of index -1 are new: their rates are 1, and they have no momentum.
+        """
+        made = dict(state)
+        for part, shift, fresh in (("momentum_buffer", 0, 0.0), ("mu", 1, 1.0)):
+            for cut in cuts if part in state else ():
+                axis, value = cut.axis + shift, made[part]
+                if value.shape[axis] == old.shape[cut.axis]:  # not 1, as where weights share a rate
+                    where = torch.tensor(cut.index, dtype=torch.long, device=value.device)
+                    made[part] = value.index_select(axis, where.clamp(min=0))
+                    made[part].index_fill_(axis, (where < 0).nonzero().flatten(), fresh)
+        return made
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -185,8 +201,7 @@ class ClassRateSGD(Optimizer):
         return loss
 
     def _managed(self) -> list[Tensor]:
-        group = self.param_groups[0]
-        return [group["params"][n] for n in group["managed"]]
+        return [p for p in self.param_groups[0]["params"] if self.state.get(p, {}).get("managed")]
 
     def _step(self) -> None:
         group = self.param_groups[0]
@@ -194,10 +209,9 @@ class ClassRateSGD(Optimizer):
             raise RunError(
                 "no managed layer had a gradient: forward and backward pass both stand in `with classes(y):`"
             )
-        managed = {id(w) for w in self._managed()}
         for weight in group["params"]:
-            seen = [(batch, batch.seen[id(weight)]) for batch in self._batches if id(weight) in batch.seen]
-            if id(weight) in managed and seen:
+            seen = [(batch, batch.seen[weight]) for batch in self._batches if weight in batch.seen]
+            if seen:
                 change = self._change(weight, seen)
                 change = change if weight.grad is None else change.add_(weight.grad)
             elif weight.grad is not None:

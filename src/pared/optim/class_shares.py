@@ -24,7 +24,7 @@ class Use:
 
 
 class Batch:
-    """The classes of some samples, and what a pass over these samples has left, by the weight's `id`."""
+    """The classes of some samples, and what a pass over these samples has left, by weight."""
 
     def __init__(self, y: Tensor) -> None:
         self.samples = len(y)
@@ -32,11 +32,11 @@ class Batch:
         numbers, counts = y.unique(return_counts=True)
         ends = counts.cumsum(0).tolist()
         self.present = list(zip(numbers.tolist(), [0, *ends], ends, strict=False))
-        self.seen: dict[int, list[Use]] = {}
+        self.seen: dict[Tensor, list[Use]] = {}
 
     def see(self, weight: Tensor, x: Tensor, dy: Tensor, conv: tuple[Any, ...] | None) -> None:
         """Keep what a layer was given and what came back."""
-        self.seen.setdefault(id(weight), []).append(Use(x, dy, conv))
+        self.seen.setdefault(weight, []).append(Use(x, dy, conv))
 
 
 class Watch(TorchFunctionMode):

@@ -238,6 +238,23 @@ def test_rates_follow_neurons_that_leave(per: Any) -> None:
     assert bool((optimizer.rates(weights(model)[0]) > expected[0]).any())
 
 
+def test_switches_die_beside_it() -> None:
+    model, sizes = network(), []
+    optimizer = ClassRateSGD(model, 0.05, 1e2, classes=K)
+    session = pared.Shrink(strength=0.5, every=5).bind(model, optimizer, data("linear", 2)[0])
+    for step in range(60):
+        x, y = data("linear", 32, step)
+        optimizer.zero_grad()
+        with optimizer.classes(y):
+            (F.cross_entropy(model(x), y) + session.penalty()).backward()
+        session.step()
+        sizes.append(session.params)
+    assert sizes[-1] < sizes[0]
+    kept = [w for w in weights(model) if optimizer.state.get(w, {}).get("managed")]
+    assert kept
+    assert all(optimizer.rates(w).shape == (K, *w.shape) for w in kept)
+
+
 def test_what_is_managed_are_the_first_layers_without_the_last() -> None:
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(5)])
     for layers, count in ((16, 4), (4, 4), (2, 2)):
@@ -267,8 +284,6 @@ def test_mistakes_are_told() -> None:
     optimizer.grad_scale = torch.tensor(2.0)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match="GradScaler"):
         optimizer.step()
-    with pytest.raises(ConfigError, match="one group"):
-        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     for options in (
         {"lr": 0.0},
         {"rate_lr": -1.0},

@@ -22,7 +22,8 @@ class ClassRateSGD(Optimizer):
     Of a batch of B samples, G_j = (1/B) times the sum of the gradients of class j. A managed weight goes by
     -lr · sum over j of mu_j G_j, and then mu_j, which is 1 at first, grows by rate_lr · lr · G_j². Rates of classes that a
     batch lacks stay as they are. Managed are the first `layers` weights of `nn.Linear` and `nn.Conv2d`, in the order of
-    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps.
+    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps, groups added later too.
+    Of groups the first says what holds for rates and classes; each has an `lr` and a `momentum`.
 
     The forward and the backward pass both stand in a `with optimizer.classes(y):`, where gradients of managed weights are
     kept by class and are not in `.grad`: clip no gradients by norm, and use no `GradScaler`. The loss is a mean over samples.
@@ -90,16 +91,6 @@ class ClassRateSGD(Optimizer):
         for weight in managed:
             self.state[weight]["managed"] = True  # in its state, which follows it through files and removals
         self._batches: list[Batch] = []
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refuse a second group: which weights are managed is said by the network.
-
-        Raises:
-            ConfigError: always, once the optimizer is made.
-        """
-        if self.param_groups:
-            raise ConfigError("ClassRateSGD holds one network in one group; make a new one for a changed network")
-        super().add_param_group(param_group)
 
     @property
     def learning(self) -> bool:
@@ -201,40 +192,44 @@ class ClassRateSGD(Optimizer):
         return loss
 
     def _managed(self) -> list[Tensor]:
-        return [p for p in self.param_groups[0]["params"] if self.state.get(p, {}).get("managed")]
+        return [p for group in self.param_groups for p in group["params"] if self.state.get(p, {}).get("managed")]
 
     def _step(self) -> None:
-        group = self.param_groups[0]
         if self._batches and not any(batch.seen for batch in self._batches):
             raise RunError(
                 "no managed layer had a gradient: forward and backward pass both stand in `with classes(y):`"
             )
-        for weight in group["params"]:
-            seen = [(batch, batch.seen[weight]) for batch in self._batches if weight in batch.seen]
-            if seen:
-                change = self._change(weight, seen)
-                change = change if weight.grad is None else change.add_(weight.grad)
-            elif weight.grad is not None:
-                change = weight.grad
-            else:
-                continue
-            if group["momentum"]:
-                state = self.state[weight]
-                if "momentum_buffer" in state:
-                    change = state["momentum_buffer"].mul_(group["momentum"]).add_(change)
+        for group in self.param_groups:
+            for weight in group["params"]:
+                seen = [(batch, batch.seen[weight]) for batch in self._batches if weight in batch.seen]
+                if seen:
+                    change = self._change(weight, seen, group["lr"])
+                    change = change if weight.grad is None else change.add_(weight.grad)
+                elif weight.grad is not None:
+                    change = weight.grad
                 else:
-                    change = state["momentum_buffer"] = change.clone()
-            weight.add_(change, alpha=-group["lr"])
-        group["steps"] += 1
-        if _over(group) or _turn(group):
+                    continue
+                weight.add_(self._with_momentum(weight, change, group["momentum"]), alpha=-group["lr"])
+        first = self.param_groups[0]
+        first["steps"] += 1
+        if _over(first) or _turn(first):
             self.reset_rates()
 
-    def _change(self, weight: Tensor, seen: list[Any]) -> Tensor:
+    def _with_momentum(self, weight: Tensor, change: Tensor, momentum: float) -> Tensor:
+        if not momentum:
+            return change
+        state = self.state[weight]
+        if "momentum_buffer" in state:
+            return state["momentum_buffer"].mul_(momentum).add_(change)
+        state["momentum_buffer"] = change.clone()
+        return state["momentum_buffer"]
+
+    def _change(self, weight: Tensor, seen: list[Any], lr: float) -> Tensor:
         """Return the sum over classes of mu_j G_j, and let rates grow."""
         group, mu = self.param_groups[0], self.rates(weight)
         change, factors = torch.zeros_like(weight), group["trade_off"]
         for number, share in shares(seen, weight):
-            speed = group["rate_lr"] * group["lr"] * (1.0 if factors is None else factors[number])
+            speed = group["rate_lr"] * lr * (1.0 if factors is None else factors[number])
             rate = mu[number]
             change.addcmul_(rate, share)
             if group["per"] == "weight":

@@ -12,7 +12,7 @@ from pared.measure.judge import choose
 from pared.measure.latency import latency_us, model_latency_us, threads
 from pared.measure.metrics import METRICS, resolve_metric, score_all
 from pared.measure.size import macs, parameters, stored_bytes
-from pared.measure.stats import bootstrap_interval, mcnemar
+from pared.measure.statistics import bootstrap_interval, mcnemar
 from pared.train.settings import Settings
 
 

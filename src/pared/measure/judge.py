@@ -12,7 +12,7 @@ from pared.data.task import Task
 from pared.measure.latency import model_latency_us
 from pared.measure.metrics import Metric, score_all
 from pared.measure.size import macs, parameters, stored_bytes
-from pared.measure.stats import bootstrap_interval
+from pared.measure.statistics import bootstrap_interval
 from pared.train.arrays import Arrays, predict
 from pared.train.point import Point
 from pared.train.settings import Settings

@@ -1,0 +1,151 @@
+"""Intervals and tests: of one network against another, over data sets, and of what neurons respond to.
+
+What is more than a formula is SciPy's, which `pip install 'pared[table]'` brings.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import comb, erfc, sqrt
+
+import numpy as np
+
+from pared.errors import ConfigError
+
+
+def bootstrap_interval(
+    figure: Callable[[np.ndarray], float], rows: int, *, seed: int, resamples: int = 500, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of `figure(indices)` over `rows` rows (Efron and Tibshirani 1993).
+
+    `figure` takes row numbers drawn with replacement, int64 (rows,).
+    """
+    rng = np.random.default_rng(seed)
+    values = np.array([figure(rng.integers(0, rows, rows)) for _ in range(resamples)])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray, *, exact: bool = True) -> float:
+    """Return the two-sided p-value that two classifiers err alike on the same samples (McNemar 1947).
+
+    By the binomial distribution of the samples that one of the two has right, or, not `exact`, by the chi-squared one with
+    Edwards's correction for continuity (1948), which is for 25 such samples and more.
+
+    Shapes: both booleans (n,), whether an answer was right.
+
+    Raises:
+        ConfigError: the shapes differ.
+    """
+    if first_right.shape != second_right.shape or first_right.ndim != 1:
+        raise ConfigError(f"expected hits (n,) on the same samples, got {first_right.shape} and {second_right.shape}")
+    first = int((first_right & ~second_right).sum())
+    second = int((~first_right & second_right).sum())
+    trials = first + second
+    if not trials:
+        return 1.0
+    if not exact:
+        statistic = max(0, abs(first - second) - 1) ** 2 / trials
+        return erfc(sqrt(statistic / 2))
+    tail = sum(comb(trials, k) for k in range(min(first, second) + 1)) / 2**trials
+    return min(1.0, 2 * tail)
+
+
+def sign_test(differences: np.ndarray) -> float:
+    """Return the exact two-sided p-value that differences are as often above 0 as below it; zeros are left out.
+
+    Shapes: differences (n,), one for each data set.
+    """
+    above, below = int((differences > 0).sum()), int((differences < 0).sum())
+    tail = sum(comb(above + below, k) for k in range(min(above, below) + 1)) / 2 ** (above + below)
+    return min(1.0, 2 * tail)
+
+
+def signed_rank_test(differences: np.ndarray) -> float:
+    """Return the two-sided p-value that differences lie around 0 (Wilcoxon 1945); zeros are left out.
+
+    Exact where there are at most 50 without ties, as SciPy does it.
+
+    Shapes: differences (n,), one for each data set.
+    """
+    from scipy.stats import wilcoxon
+
+    kept = differences[differences != 0]
+    return float(wilcoxon(kept)[1]) if len(kept) else 1.0
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p-values of several tests, each raised so that below alpha is below alpha for all together (Holm 1979).
+
+    Shapes: (n,) -> (n,), in the same order.
+    """
+    count, order = len(p_values), np.argsort(p_values, kind="stable")
+    raised = np.minimum(1.0, np.maximum.accumulate(p_values[order] * np.arange(count, 0, -1)))
+    found = np.empty(count)
+    found[order] = raised
+    return found
+
+
+def specialised(activations: np.ndarray, classes: np.ndarray, *, level: float = 1e-7) -> np.ndarray:
+    """Return which neurons tell a class from all others: their activations on it are larger or smaller (rank-sum test).
+
+    For each neuron and class the p-value of Wilcoxon's rank-sum test, by its normal approximation with ties accounted for, is
+    held against `level`. The mean over neurons, and then over classes, is the paper's specialisation. A class needs about
+    thirty samples to get below 1e-7 at all.
+
+    Shapes: activations (n, neurons), classes (n,) -> booleans (neurons, classes that there are, in ascending order).
+
+    Raises:
+        ConfigError: shapes do not fit.
+
+    Source: per-weight class-based learning rates, section on specialisation (table 3).
+    """
+    from scipy.stats import mannwhitneyu
+
+    if activations.ndim != 2 or classes.shape != activations.shape[:1]:
+        raise ConfigError(
+            f"expected activations (n, neurons) and classes (n,), got {activations.shape}, {classes.shape}"
+        )
+    columns = []
+    for one in np.unique(classes):
+        own, others = activations[classes == one], activations[classes != one]
+        if not len(others):
+            columns.append(np.zeros(activations.shape[1], dtype=bool))
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):  # of neurons that give one number only
+            tested = mannwhitneyu(own, others, axis=0, use_continuity=False, method="asymptotic")
+        columns.append(np.nan_to_num(tested.pvalue, nan=1.0) < level)
+    return np.stack(columns, axis=1) if columns else np.zeros((activations.shape[1], 0), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean ranks of methods over data sets, 1 the best; Friedman's p-value that all are alike; Nemenyi's critical difference."""
+
+    mean: tuple[float, ...]
+    p_value: float
+    critical_difference: float
+
+
+def ranks(scores: np.ndarray, *, level: float = 0.05) -> Ranks:
+    """Compare methods over data sets by their ranks: two differ if their mean ranks do by the critical difference.
+
+    Shapes: scores (data sets, methods), larger is better; ties share a rank.
+
+    Raises:
+        ConfigError: there are fewer than 2 data sets or 3 methods (for two there is `signed_rank_test`).
+
+    Source: Demsar (2006), Statistical comparisons of classifiers over multiple data sets, sections 3.2.2 and 3.2.3.
+    """
+    from scipy.stats import friedmanchisquare, rankdata, studentized_range
+
+    if scores.ndim != 2 or scores.shape[0] < 2 or scores.shape[1] < 3:
+        raise ConfigError(f"expected scores of at least 2 data sets and 3 methods, (sets, methods); got {scores.shape}")
+    sets, methods = scores.shape
+    mean = rankdata(-scores, axis=1).mean(0)
+    alike = bool((scores == scores[:, :1]).all())
+    p_value = 1.0 if alike else float(friedmanchisquare(*scores.T).pvalue)
+    wide = float(studentized_range.ppf(1 - level, methods, np.inf)) / sqrt(2)
+    return Ranks(tuple(mean.tolist()), p_value, wide * sqrt(methods * (methods + 1) / (6 * sets)))

@@ -6,6 +6,7 @@ What is more than a formula is SciPy's, which `pip install 'pared[table]'` bring
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb, erfc, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def signed_rank_test(differences: np.ndarray) -> float:
     from scipy.stats import wilcoxon
 
     kept = differences[differences != 0]
-    return float(wilcoxon(kept)[1]) if len(kept) else 1.0
+    found: Any = wilcoxon(kept) if len(kept) else None  # SciPy's stubs know it as a tuple of anything
+    return 1.0 if found is None else float(found.pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

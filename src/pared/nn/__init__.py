@@ -1,6 +1,6 @@
 """Layers that carry structure."""
 
-from pared.nn.adjacency import SparseAdjacency
+from pared.nn.adjacency import SparseAdjacency, fix_adjacency
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
 from pared.nn.gated import Channels, Competition, Gated, drop_branches
@@ -41,5 +41,6 @@ __all__ = [
     "Zero",
     "crop_kernels",
     "drop_branches",
+    "fix_adjacency",
     "switch_kernels",
 ]

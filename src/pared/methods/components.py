@@ -127,8 +127,9 @@ class Members:
                 self._lose(session, title, gate)
 
     def _lose(self, session: UnitSession, title: str, gate: Competing) -> None:
-        """Let the module around a gate lose what is dead."""
+        """Let the module around a gate lose what is dead; it keeps one component, whoever killed all."""
         gone = gate.alive.logical_not().nonzero().flatten().tolist()
+        gone = gone[1:] if len(gone) == len(gate.alive) else gone
         if self._without(session, title, gone):
             session.tell(Event(session.steps, title, len(gone), len(gate.theta), tuple(gone)))
 

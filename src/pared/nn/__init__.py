@@ -14,7 +14,7 @@ from pared.nn.softmax_gate import SoftmaxGate
 from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.switch import Switch, Switched
-from pared.nn.zero import Zero
+from pared.nn.zero import Zero, ZeroAttention
 
 __all__ = [
     "Adjacency",
@@ -39,6 +39,7 @@ __all__ = [
     "SwitchedConv2d",
     "SwitchedConv3d",
     "Zero",
+    "ZeroAttention",
     "crop_kernels",
     "drop_branches",
     "fix_adjacency",

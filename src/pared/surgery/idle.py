@@ -1,5 +1,6 @@
 """Modules whose results no one reads any more, as the layers before a branch that has died."""
 
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -51,7 +52,8 @@ def remove_idle(
     for name, module in model.named_modules():
         whole = name and not any(within(layer, name) for layer in busy) and any(within(layer, name) for layer in used)
         single = _takes_one(program, name) and not any(within(name, other) for other in names)
-        if whole and single and next(module.parameters(), None) is not None:
+        simple = isinstance(getattr(module, "layer", module), nn.MultiheadAttention) or count_arguments(module) <= 1
+        if whole and single and simple and next(module.parameters(), None) is not None:
             names.append(name)
     stand_in(dict.fromkeys(names, "identity"), model, optimizer=optimizer, ema=ema)
     for name in names:
@@ -59,6 +61,12 @@ def remove_idle(
         program.steps[:] = [step for step in program.steps if id(step) not in mine]
         graph.forget(name, mine, [])
     return names
+
+
+def count_arguments(module: nn.Module) -> int:
+    """Return how many arguments the forward pass of `module` names."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return sum(parameter.kind not in kinds for parameter in inspect.signature(module.forward).parameters.values())
 
 
 def within(layer: str, name: str) -> bool:

@@ -62,7 +62,7 @@ class Nodes(nn.Module):
         self.adjacency, self.head = adjacency, nn.Linear(3 * adjacency.nodes, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.view(len(x), self.adjacency.nodes, -1)
+        x = x.unflatten(1, (self.adjacency.nodes, -1))
         x = self.adjacency(self.first(x)).relu()
         return self.head(self.adjacency(self.last(x)).flatten(1))
 

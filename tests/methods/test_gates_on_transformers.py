@@ -25,11 +25,11 @@ class Attention(nn.Module):
         self.norm, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
         self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         n, places, _ = x.shape
         y = self.norm(x)
         q, k, v = (part(y).view(n, places, -1, WIDTH // HEADS).transpose(1, 2) for part in (self.q, self.k, self.v))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, places, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(n, places, -1))
 
 
 class Block(nn.Module):
@@ -40,7 +40,8 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(x))
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        x = x + self.dropout(self.attention(mask=mask, x=x))
         return x + self.dropout(self.mlp(x))
 
 

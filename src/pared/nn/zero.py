@@ -11,9 +11,10 @@ class Zero(nn.Module):
     Shapes: anything -> (), which an addition broadcasts without copying.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a zero of the type and on the device of `x`."""
-        return x.new_zeros(())
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return a zero of the type and on the device of the first tensor of numbers."""
+        given = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor)]
+        return next((x for x in given if x.is_floating_point()), given[0]).new_zeros(())
 
 
 class ZeroAttention(nn.Module):

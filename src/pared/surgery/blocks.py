@@ -39,8 +39,8 @@ def remove_blocks(
     All or nothing; call it between `optimizer.step()` and the next forward pass. The graph stays true.
 
     Raises:
-        SurgeryError: no such module, one that takes more than one argument or is used more than once, or one that
-            still does something, with the reason.
+        SurgeryError: no such module, one that is used more than once, one that takes more than one argument and is not
+            zero, or one that still does something, with the reason.
     """
     model = bare(model)
     blocks = [_Block(graph, model, name) for name in names]
@@ -103,15 +103,20 @@ class _Block:
         read |= {id(value) for value in program.outputs}
         given = {id(v): v for s in self.steps for v in s.outs() if id(v) in read and id(v) in inside}
         arguments = count_arguments(module)
-        if len(paths) > 1 or len(taken) != 1 or len(given) != 1 or arguments > 1:
+        if len(paths) > 1 or not taken or len(given) != 1:
             raise SurgeryError(
-                f"module {name!r} cannot be removed: expected one that is used once and takes and gives one tensor; it "
+                f"module {name!r} cannot be removed: expected one that is used once, takes a tensor and gives one; it "
                 f"has {len(paths)} names, {arguments} arguments, reads {len(taken)} and gives {len(given)} tensors"
             )
-        (self.x,), (self.y,) = taken.values(), given.values()
+        # Zero needs no more; only what takes one tensor, and nothing else, can be the identity.
+        self.single = len(taken) == 1 and arguments <= 1
+        several = "" if self.single else f" (it has {arguments} arguments and reads {len(taken)} tensors)"
+        self.told = f"its result is neither its input{several} nor zero for every input"
+        (self.x, *_), (self.y,) = taken.values(), given.values()
         self.made = {id(value): step for step in program.steps if step.op != "getitem" for value in step.outs()}
         self.inside, self.spoilt = inside, _spoilt(program.steps)
-        if id(self.x) in self.spoilt or any(step.inplace and step.values()[0] is self.x for step in self.steps):
+        written = {id(step.values()[0]) for step in self.steps if step.inplace}
+        if taken.keys() & (self.spoilt | written):
             raise SurgeryError(f"module {name!r} cannot be removed: it writes into what it takes")
 
     def results(self) -> list[Value]:
@@ -138,10 +143,10 @@ class _Block:
         readers = self._readers(self.results()[-1])
         if readers and all(self._adds_nothing(step, zeros) for step in readers):
             return "zero"
-        if self._source(self.y, zeros) is self.x:
+        if self.single and self._source(self.y, zeros) is self.x:
             return "identity"
         raise SurgeryError(
-            f"module {self.name!r} cannot be removed: its result is neither its input nor zero for every input; let what "
+            f"module {self.name!r} cannot be removed: {self.told}; let what "
             "it adds die first (its last norm, weights or gate at zero), or remove its units"
         )
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared.models import mlp
+from pared.nn import SparseAdjacency
 
 
 def task(rows: int = 256, inputs: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,26 @@ def branched(seed: int = 0) -> Branched:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Branched()
+
+
+class Nodes(nn.Module):
+    """Features of a table as those of the nodes of a graph that is learned, which is used twice."""
+
+    def __init__(self, adjacency: SparseAdjacency, features: int = 2) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(features, 5), nn.Linear(5, 3)
+        self.adjacency, self.head = adjacency, nn.Linear(3 * adjacency.nodes, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (self.adjacency.nodes, -1))
+        x = self.adjacency(self.first(x)).relu()
+        return self.head(self.adjacency(self.last(x)).flatten(1))
+
+
+def nodes(adjacency: SparseAdjacency, seed: int = 0) -> Nodes:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Nodes(adjacency, 12 // adjacency.nodes)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {

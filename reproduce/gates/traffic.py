@@ -36,7 +36,7 @@ from pared.data.graphs import read_traffic
 from pared.nn import FixedAdjacency, SparseAdjacency
 from pared.nn.graph import Adjacency
 from pared.ops.lines import Lines
-from pared.surgery.edges import remove_edges
+from pared.surgery import remove_edges
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "lp_sphere"))
 from bench import arguments, reproduce, results

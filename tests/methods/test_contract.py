@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from helpers import OPTIMIZERS, branched, images, network, task
+from helpers import OPTIMIZERS, branched, images, network, nodes, task
 from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import (
     L0,
@@ -31,7 +31,7 @@ from pared.methods import (
     UnitSession,
 )
 from pared.models import branch_groups, densenet, input_groups, mlp, resnet, resnext, vgg
-from pared.nn import Channels, Competition, Gated, Switch
+from pared.nn import Channels, Competition, Gated, SparseAdjacency, Switch
 from pared.train.checkpoint import load_state, save_state
 
 
@@ -76,6 +76,7 @@ CASES: dict[str, Any] = {
     "gates on branches": Gates(0.5, branch_groups(_resnext(0)), lr_scale=10.0, every=4, cost="macs"),
     "gates on inputs": Gates(0.5, input_groups(_densenet(0)), lr_scale=10.0, every=4, cost="parameters"),
     "gates of branches": Gates(strength=0.3, lr_scale=10.0, every=4, null=True, dead_grad="elu"),
+    "gates on edges": Gates(strength=0.01, lr_scale=5.0, every=4, cost="macs"),
 }
 #: Cases on a network of convolutions, and on one whose norms stand before every activation.
 CONVOLUTIONS = {
@@ -101,6 +102,7 @@ PLAIN = {
     "pared.nn.zero",
     "pared.nn.scale",
     "pared.nn.gated",
+    "pared.nn.graph",
 }
 BATCH, STEPS = 32, 8
 
@@ -124,6 +126,8 @@ def net(method: Any, seed: int) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
         branches = [nn.Sequential(mlp(12, 6, (5,), generator=generator), nn.Tanh()) for _ in range(4)]
         return nn.Sequential(Competition(branches), mlp(6, 2, (4,), generator=generator))
+    if case(method) == "gates on edges":
+        return nodes(SparseAdjacency(6, iterations=3, dead_grad="leaky"), seed)
     if case(method) in NORMED:
         return vgg([6, 0, 8, 0], outputs=2, channels=2, size=6, generator=torch.Generator().manual_seed(seed))
     return network(seed=seed)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from helpers import images, network, task
 from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import Gates, UnitSession
-from pared.models import depth_groups, resnet
+from pared.models import densenet, depth_groups, input_groups, resnet
 from pared.nn import Channels, Competition, Gate, Gated, SoftmaxGate
 from pared.nn.scale import Scale
 
@@ -160,6 +160,28 @@ def test_a_whole_group_dies_with_null_where_it_is_only_added() -> None:
     assert [event.left for event in session.events] == [1]  # the strongest stands, at a share of 0
     small = session.realize()
     torch.testing.assert_close(small(x), before)
+
+
+@pytest.mark.parametrize(("bottleneck", "by_hand"), [(False, True), (True, False)])
+def test_a_layer_whose_inputs_all_die_keeps_one_at_zero(bottleneck: bool, by_hand: bool) -> None:
+    model = densenet((2,), 2, growth=3, channels=2, bottleneck=bottleneck, generator=torch.Generator().manual_seed(0))
+    session = bound(model.double(), Gates(0.1, input_groups(model), null=True, every=2))
+    gate = session.gates["1.layers.1"]
+    with torch.no_grad():
+        gate.theta.fill_(-30.0)
+        gate.beta.fill_(40.0)
+        gate.kill(torch.full((2,), by_hand))
+    before = model.eval()(IMAGES.double())
+    with torch.no_grad():
+        session.optimizer.param_groups[0]["lr"] = session.optimizer.param_groups[1]["lr"] = 0.0
+    train(session, 2)
+    assert [(event.layer, event.left) for event in session.events] == [("1.layers.1", 1)]
+    torch.testing.assert_close(model(IMAGES.double()), before)
+    session.optimizer.param_groups[0]["lr"] = session.optimizer.param_groups[1]["lr"] = 0.05
+    train(session, 4)
+    assert len(session.events) == 1
+    small, after = session.realize(), model.eval()(IMAGES.double())
+    torch.testing.assert_close(small(IMAGES.double()), after)
 
 
 def test_a_competition_with_one_branch_left_becomes_that_branch() -> None:

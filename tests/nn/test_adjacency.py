@@ -16,7 +16,7 @@ from pared.errors import ConfigError
 from pared.nn import FixedAdjacency, SparseAdjacency
 from pared.ops import sinkhorn
 from pared.ops.competition import p_norm
-from pared.surgery.edges import edges_plan, remove_edges
+from pared.surgery import edges_plan, remove_edges
 
 SCALINGS = ["sinkhorn", "balanced", "row"]
 seeds = st.integers(0, 10_000)
@@ -304,6 +304,23 @@ def test_a_realized_graph_gives_the_same_without_learning(n: int, dense: bool, s
     torch.testing.assert_close(fixed(h), a(h), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fixed.matrix(), a.matrix(), rtol=1e-5, atol=1e-6)
     assert len(fixed.edges()[0]) == len(a.edges()[0])
+
+
+@pytest.mark.parametrize("products", [1, 2, None])
+def test_nodes_that_no_one_reads_can_be_left_out(products: Any) -> None:
+    a = FixedAdjacency(6, ([0, 1, 2, 3, 4, 5, 0], [1, 2, 3, 3, 0, 5, 0]), torch.arange(1.0, 8.0))
+    needed = a.needed([0], products)
+    assert needed.tolist() == list(range({1: 2, 2: 3, None: 4}[products]))
+    assert a.needed([5]).tolist() == [5]  # an isolated node
+    h = torch.randn(2, 6, 3, generator=drawn(0))
+    small, large, part = h[:, needed], h, a.part(needed)
+    for _ in range(products or 5):
+        small, large = part(small), a(large)
+    torch.testing.assert_close(small[:, 0], large[:, 0])
+    torch.testing.assert_close(a.part([3, 2]).matrix(), a.matrix()[[3, 2]][:, [3, 2]])
+    for wrong, told in (([0, 0], "twice"), ([6], "nodes 0 to 5")):
+        with pytest.raises(ConfigError, match=told):
+            a.part(wrong)
 
 
 def test_given_graphs_are_normalized_as_kipf_and_welling_do() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -78,6 +79,23 @@ def test_weights_of_a_dead_branch_have_a_gradient_of_exactly_0(dead_grad: DeadGr
     *living, dead = layers_of(made)
     assert all(p.grad is not None and not p.grad.any() for p in dead.parameters())
     assert all(p.grad is not None and p.grad.all() for layer in living for p in layer.parameters())
+
+
+@pytest.mark.parametrize("saving", [False, True])
+def test_shares_are_made_once_in_a_training_pass(saving: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls, h = competition(5), [], x(2, 5)
+    factors = Gate.factors
+    monkeypatch.setattr(Gate, "factors", lambda gate: calls.append(0) or factors(gate))
+    outputs, gradients = [], []
+    for training in (True, False):
+        made.train(training)
+        calls.clear()
+        y = torch.utils.checkpoint.checkpoint(made, h, use_reentrant=False) if saving else made(h)
+        assert len(calls) == (1 if training else 5)
+        outputs.append(y)
+        gradients.append(torch.autograd.grad(y.square().sum(), list(made.parameters())))
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_branch_can_be_read_through_its_gate() -> None:

@@ -69,6 +69,7 @@ def test_all_start_alike_and_press_for_nothing(kind: type[TopKGate]) -> None:
     with torch.no_grad():
         made.theta.add_(torch.arange(6))
     made.kill(torch.arange(6) == 5)
+    assert torch.equal(made.dead(), torch.arange(6) == 5)
     made.reset_parameters()
     assert torch.equal(made.theta, theta)
     assert bool(made.alive.all())

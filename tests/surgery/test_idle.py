@@ -83,3 +83,30 @@ def test_standing_in_is_whole_or_not_at_all() -> None:
     optimizer = torch.optim.SGD(shared.parameters(), lr=0.1)
     stand_in({"1": "identity"}, shared, optimizer=optimizer)
     assert [p.shape for p in optimizer.param_groups[0]["params"]] == [(2, 2), (2,)]  # the tied weight stays
+
+
+def test_modules_with_more_arguments_stay_and_what_is_in_them_leaves() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor, factor: float) -> Tensor:
+            return self.inner(x) * factor
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaled, self.drop, self.zero, self.head = Scaled(), nn.Dropout(), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.drop(self.zero(self.scaled(x, 2.0))))
+
+    net, x = Net().eval(), torch.ones(4, 3)
+    for parameter in net.zero.parameters():
+        nn.init.zeros_(parameter)
+    before, graph = net(x), surgery.graph(net, x)
+    assert surgery.remove_blocks(net, ["zero"], graph=graph) == {"zero": "zero"}  # through the dropout behind it
+    assert remove_idle(net, graph=graph) == ["scaled.inner"]
+    torch.testing.assert_close(net(x), before)
+    assert [name for name, _ in net.named_parameters()] == ["head.weight", "head.bias"]

@@ -11,7 +11,6 @@ from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.session import sessions_of
 from pared.methods.strengths import Strength
-from pared.nn import Switch
 
 
 def check_bindable(model: nn.Module, optimizer: Optimizer) -> None:
@@ -76,7 +75,7 @@ def check_total(timed: bool, total_steps: int | None, name: str) -> None:
         )
 
 
-def bind_switches(switches: Mapping[str, Switch], optimizer: Optimizer, lr_scale: float = 1.0) -> None:
+def bind_switches(switches: Mapping[str, nn.Module], optimizer: Optimizer, lr_scale: float = 1.0) -> None:
     """Give switches a group without weight decay, else as the first is; those made with the network leave its group."""
     own = ((name, switch.named_parameters(recurse=False)) for name, switch in switches.items())
     thetas = [(f"{name}.{key}", parameter) for name, parameters in own for key, parameter in parameters]

@@ -8,11 +8,11 @@ from torch import nn
 
 from pared import surgery
 from pared.errors import ConfigError, RunError, SurgeryError
-from pared.methods.costs import Cost, Costs
+from pared.methods.selectors import Competing
 from pared.methods.session import Event
-from pared.methods.unit_session import UnitSession, switch_parameters
-from pared.nn import Channels, Gate, Gated, Switched
-from pared.surgery import Example, Graph, Slot, leading_to, remove_idle, stand_in
+from pared.methods.unit_session import UnitSession
+from pared.nn import Channels, Gate, Gated, SparseAdjacency, Switched
+from pared.surgery import Example, remove_idle, stand_in
 from pared.surgery.stand_in import Kind
 
 #: Who competes with whom, by title: modules by name, or segments of what one gives.
@@ -62,17 +62,19 @@ def _check(model: nn.Module, groups: Groups) -> None:
             seen.add(id(known[name]))
 
 
-def gates_of(model: nn.Module, known: Mapping[str, Gate]) -> dict[str, Gate]:
-    """Return the gates of `model`, those `known` by their titles, others by the module that holds them."""
+def competing_in(model: nn.Module, known: Mapping[str, Gate]) -> dict[str, Competing]:
+    """Return what competes in `model`: gates `known` by their titles, others by the module that holds them, and graphs."""
     titles = {id(gate): title for title, gate in known.items()}
-    found: dict[int, tuple[str, Gate]] = {}
+    found: dict[str, Competing] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Gate):
-            found.setdefault(id(module), (titles.get(id(module), name.rpartition(".")[0] or name), module))
-    return dict(found.values())
+        if isinstance(module, SparseAdjacency):
+            found[name] = module
+        elif isinstance(module, Gate):
+            found[titles.get(id(module), name.rpartition(".")[0] or name)] = module
+    return found
 
 
-def members_of(model: nn.Module, gate: Gate) -> dict[str, Gated]:
+def members_of(model: nn.Module, gate: Competing) -> dict[str, Gated]:
     """Return the modules that hold a share of `gate`, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Gated) and module.gate is gate}
 
@@ -86,9 +88,11 @@ class Loser(Protocol):
         ...
 
 
-def loser_of(model: nn.Module, gate: Gate) -> tuple[str, Loser] | None:
-    """Return the innermost module around `gate` that says what leaves with its components, by name, if there is one."""
+def loser_of(model: nn.Module, gate: Competing) -> tuple[str, Loser] | None:
+    """Return what says what leaves with components of `gate`, by name: the innermost module around it that can."""
     paths = [name for name, module in model.named_modules() if module is gate]
+    if isinstance(gate, SparseAdjacency):
+        return (paths[0], surgery.Edges(model, gate)) if paths else None
     for name in reversed(list(_around(paths[0]))) if paths else ():
         module = model.get_submodule(name)
         if isinstance(module, Loser):
@@ -96,51 +100,10 @@ def loser_of(model: nn.Module, gate: Gate) -> tuple[str, Loser] | None:
     return None
 
 
-def sizes_of(gate: Gate) -> list[int]:
+def sizes_of(gate: Competing) -> list[int]:
     """Return how many channels each component has."""
-    return [1] * len(gate.theta) if gate.sizes is None else gate.sizes.tolist()
-
-
-class GateCosts(Costs):
-    """What a component costs: a segment of channels what leaves with it, a module what leads to it and to no other."""
-
-    def __init__(self, cost: Cost, model: nn.Module, graph: Graph, example: Example, gates: Mapping[str, Gate]) -> None:
-        super().__init__(cost, model, graph, example)
-        self.gates = dict(gates)
-
-    def weights(self, slots: Mapping[str, Slot]) -> dict[str, float]:
-        """Return the weight of each gate."""
-        if self.cost == "none":
-            return dict.fromkeys(self.gates, 1.0)
-        each: dict[str, float] = {}
-        for title, gate in self.gates.items():
-            if title in slots:
-                each[title] = self.unit(self.graph.at(slots[title].tensor, slots[title].axis))
-            elif members := list(members_of(self.model, gate)):
-                each[title] = sum(map(self._module, members)) / len(members)
-            elif (loser := loser_of(self.model, gate)) is not None and len(gate.theta) > 1:
-                name, module = loser
-                plans = [module.without([place], sizes_of(gate), name) for place in range(len(gate.theta))]
-                each[title] = sum(map(self._plan, plans)) / len(plans)
-        count = sum(int(self.gates[title].alive.sum()) for title in each)
-        mean = sum(cost * int(self.gates[title].alive.sum()) for title, cost in each.items()) / max(count, 1)
-        return {title: cost / mean if mean else 1.0 for title, cost in each.items()}
-
-    def _plan(self, plan: surgery.Plan) -> float:
-        held, own = surgery.tensors(self.model), switch_parameters(self.model)
-        shares = {g.tensor: 1.0 - len(g.index) / held[g.tensor].shape[g.axis] for g in plan.gathers}
-        if self.cost == "parameters":
-            named = dict(self.model.named_parameters())
-            return sum(named[t].numel() * share for t, share in shares.items() if t in named and t not in own)
-        steps = [(step, value.tensor) for step in self.graph.program.steps for value in step.values()]
-        return sum(self.price(step) * shares[tensor] for step, tensor in steps if tensor in shares)
-
-    def _module(self, name: str) -> float:
-        steps = leading_to(self.graph.program, name)
-        if self.cost == "parameters":
-            names = {value.tensor for step in steps for value in step.values()} - switch_parameters(self.model)
-            return sum(p.numel() for name, p in self.model.named_parameters() if name in names)
-        return sum(self.price(step) for step in steps)
+    sizes = gate.sizes if isinstance(gate, Gate) else None
+    return [1] * len(gate.theta) if sizes is None else sizes.tolist()
 
 
 @dataclass(eq=False)
@@ -152,7 +115,7 @@ class Members:
 
     def remove(self, session: UnitSession) -> None:
         """Remove them, with what is dead, from model, optimizer and averaged copies."""
-        for title, gate in session.gates.items():
+        for title, gate in session.competing.items():
             members = members_of(session.net, gate)
             dead = [name for name, member in members.items() if not bool(gate.alive[member.place])]
             gone = [members[name].place for name in dead if self._remove(session, name)]
@@ -163,26 +126,33 @@ class Members:
             if not members and title not in session.slots and not bool(gate.alive.all()):
                 self._lose(session, title, gate)
 
-    def _lose(self, session: UnitSession, title: str, gate: Gate) -> None:
-        """Let the module around a gate lose what is dead."""
+    def _lose(self, session: UnitSession, title: str, gate: Competing) -> None:
+        """Let the module around a gate lose what is dead; it keeps one component, whoever killed all."""
         gone = gate.alive.logical_not().nonzero().flatten().tolist()
+        gone = gone[1:] if len(gone) == len(gate.alive) else gone
         if self._without(session, title, gone):
             session.tell(Event(session.steps, title, len(gone), len(gate.theta), tuple(gone)))
 
     def _without(self, session: UnitSession, title: str, gone: Sequence[int]) -> bool:
-        loser = loser_of(session.net, session.gates[title])
+        loser = loser_of(session.net, session.competing[title])
         if loser is None or not gone:
             return False
         name, module = loser
-        plan = module.without(gone, sizes_of(session.gates[title]), name)
+        plan = module.without(gone, sizes_of(session.competing[title]), name)
         surgery.apply(plan, session.model, optimizer=session.optimizer, ema=session.followers)
-        session.kept[title] = [factor for place, factor in enumerate(session.kept[title]) if place not in set(gone)]
-        self.trace(session)
+        lost = set(gone)
+        session.kept[title] = [factor for place, factor in enumerate(session.kept[title]) if place not in lost]
+        if isinstance(module, surgery.Edges):  # no other component costs less by that: a new graph can wait
+            session.outdate(self.example)
+            session.recount()
+        else:
+            self.trace(session)
         return True
 
     def trace(self, session: UnitSession) -> None:
         """Let the session's graph be true again, and count."""
-        session.graph = session.costs.graph = surgery.graph(session.net, self.example)
+        session.outdate(self.example)
+        session.costs.graph = session.graph
         session.recount()
 
     def _remove(self, session: UnitSession, name: str) -> bool:
@@ -224,9 +194,9 @@ class Members:
 
     def _lost(self, session: UnitSession, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """Where, among what gates without a slot have now, the components are that a saved session no longer had."""
-        gates = (title for title, gate in session.gates.items() if loser_of(session.net, gate) is not None)
-        mine = {title: session.kept[title] for title in gates if title not in session.slots and title in kept}
-        return {t: [p for p, factor in enumerate(held) if factor not in kept[t]] for t, held in mine.items()}
+        gates = (title for title, gate in session.competing.items() if loser_of(session.net, gate) is not None)
+        left = {title: set(kept[title]) for title in gates if title not in session.slots and title in kept}
+        return {t: [p for p, factor in enumerate(session.kept[t]) if factor not in some] for t, some in left.items()}
 
 
 def _around(name: str) -> Iterator[str]:

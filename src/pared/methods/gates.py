@@ -11,11 +11,12 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.binding import bind_switches, check_strength
-from pared.methods.components import GateCosts, Groups, Members, add_gates, gates_of, loser_of, members_of
+from pared.methods.components import Groups, Members, add_gates, competing_in, loser_of, members_of
 from pared.methods.costs import Cost, check_cost
+from pared.methods.gate_costs import GateCosts
 from pared.methods.method import UnitMethod
 from pared.methods.parts import Parts
-from pared.methods.selectors import Selected
+from pared.methods.selectors import Competing, Selected
 from pared.methods.strengths import Strength
 from pared.methods.switches import place_switches, refusals, whole
 from pared.methods.unit_session import UnitSession
@@ -33,10 +34,11 @@ class Gates(UnitMethod):
         strength: lambda of equation 5, >= 0, or what moves it along the run.
         groups: who competes with whom: by title, the names of modules whose results are scaled (residual branches, attention,
             whole layers), or `Channels`. Without, the gates that the network holds are used (those of a `Competition`, say);
-            where there are none, the units of each layer compete, at a scale that leaves its function as it was.
+            where there are none, the units of each layer compete, at a scale that leaves its function as it was. The edges of
+            a `pared.nn.SparseAdjacency` count as gates of the network's own.
         p: of the p-norm, in (0, 1).
-        cost: what a group is weighed by: nothing, or the "parameters", "macs" or "latency" of one of its components; mean 1
-            over all components. The paper gives each stage a strength of its own.
+        cost: what a group is weighed by: nothing, or the "parameters", "macs" or "latency" of one of its components, of an
+            edge those of its messages; mean 1 over all components. The paper gives each stage a strength of its own.
         null: whether all components of a group may die, see `pared.nn.Gate`; of the gates made here, as the next four.
         positive: "sigmoid" or "exp".
         dead_grad: what gradient a share of 0 passes on: "none", "elu" or "leaky".
@@ -83,9 +85,9 @@ class Gates(UnitMethod):
         del generator
         with whole(model):
             titles = add_gates(model, self.groups or {}, self._gate)
-            if not gates_of(model, titles):
+            if not competing_in(model, titles):
                 place_switches(model, example, self._unit_gate)
-            gates, graph = gates_of(model, titles), surgery.graph(model, example)
+            gates, graph = competing_in(model, titles), surgery.graph(model, example)
             if any(isinstance(gate, TopKGate) for gate in gates.values()):
                 raise ConfigError(
                     "the network holds gates that keep a given number of components, of whom a share of 0 says nothing; "
@@ -122,7 +124,7 @@ class _Norms:
     def penalty(self, session: UnitSession) -> Tensor:
         """Return strength · the sum of the norms, each weighed by what a component of the group costs."""
         weights = session.weights
-        norms = [gate.penalty(self.p) * weights[title] for title, gate in session.gates.items() if title in weights]
+        norms = [gate.penalty(self.p) * weights[title] for title, gate in session.competing.items() if title in weights]
         return session.strength * sum(norms, start=torch.zeros((), device=next(session.model.parameters()).device))
 
     def press(self, session: UnitSession) -> None:
@@ -139,22 +141,25 @@ class _AtZero:
     def judge(self, session: UnitSession) -> None:
         """Note who has a share, and kill who had none for long enough."""
         due = session.steps % session.every == 0
-        for gate in session.gates.values():
+        for gate in session.competing.values():
             awake = gate.get_buffer("awake")
-            awake |= gate.shares() > 0
+            awake |= gate.dead().logical_not()
             if due:
-                gate.kill(awake.logical_not() & _spare(gate))
+                _kill(session, gate, awake.logical_not())
                 awake.zero_()
 
     @torch.no_grad()
     def settle(self, session: UnitSession) -> None:
         """Kill who has no share now."""
-        for gate in session.gates.values():
-            gate.kill((gate.shares() == 0) & _spare(gate))
+        for gate in session.competing.values():
+            _kill(session, gate, gate.dead())
 
 
-def _spare(gate: Gate) -> Tensor:
-    """All but the strongest of those alive: a layer keeps one unit, even where it gives 0."""
-    strongest = torch.zeros_like(gate.alive)
-    strongest[gate.gamma().argmax()] = True
-    return ~strongest
+def _kill(session: UnitSession, gate: Competing, dead: Tensor) -> None:
+    """Kill components here and in averaged copies, whose others keep by that the thresholds that they have there."""
+    gate.kill(dead)
+    names = [name for name, module in session.net.named_modules() if module is gate and session.followers]
+    for copy in session.followers if names else ():
+        twin = surgery.bare(copy).get_submodule(names[0])
+        assert isinstance(twin, Competing)
+        twin.kill(dead.to(twin.alive.device))

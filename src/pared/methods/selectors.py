@@ -7,7 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from pared.nn import Gate, SparseAdjacency
 from pared.surgery import Graph, Slot
+
+#: What competes: components of a gate, or edges of a graph.
+Competing = Gate | SparseAdjacency
 
 
 class Selector(Protocol):

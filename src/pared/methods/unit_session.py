@@ -14,10 +14,10 @@ from pared import surgery
 from pared.errors import ConfigError, RunError
 from pared.methods.costs import Costs
 from pared.methods.parts import Parts
-from pared.methods.selectors import Units
+from pared.methods.selectors import Competing, Units
 from pared.methods.session import Event, Session, check_format
 from pared.methods.strengths import Progress, Strength
-from pared.nn import Gate, Select, Switch, crop_kernels, drop_branches
+from pared.nn import Gate, Select, SparseAdjacency, Switch, crop_kernels, drop_branches, fix_adjacency
 
 FORMAT = 5
 
@@ -47,12 +47,14 @@ class UnitSession(Session):
         self.pressure, self.judge, selected = parts.pressure, parts.judge, parts.selected
         self.components = parts.components
         self.selectors, self.slots = dict(selected.selectors), dict(selected.slots)
-        self.titles, self.skipped, self.graph = dict(selected.layers), dict(selected.skipped), selected.graph
+        self.titles, self.skipped = dict(selected.layers), dict(selected.skipped)
+        self._graph = selected.graph
+        self._outdated: surgery.Example | None = None
         self.kept = {name: list(range(len(selector.alive))) for name, selector in self.selectors.items()}
         self.schedule = None if isinstance(strength, int | float) else strength
         self.strength = float(strength) if isinstance(strength, int | float) else strength.start
         self.features, self.seed = features, parts.seed
-        self.costs = parts.costs or Costs("none", self.net, self.graph, ())
+        self.costs = parts.costs or Costs("none", self.net, selected.graph, ())
         self.weights = self.costs.weights(self.slots)
         self.params = self.start_params = self._count()
         self.least_params = self.params_with({name: [0] for name in self.slots})
@@ -60,6 +62,18 @@ class UnitSession(Session):
         self.events: list[Event] = []
         self.created: list[str] = []
         self.on_event: Callable[[Event], None] = _ignore
+
+    @property
+    def graph(self) -> surgery.Graph:
+        """The tied axes of the network as it is now."""
+        if self._outdated is not None:
+            example, self._outdated = self._outdated, None
+            self._graph = self.costs.graph = surgery.graph(self.net, example)
+        return self._graph
+
+    def outdate(self, example: surgery.Example) -> None:
+        """Let the graph be made again from `example`, as for `pared.graph`, when it is next asked for."""
+        self._outdated = example
 
     @property
     def switches(self) -> dict[str, Switch]:
@@ -70,6 +84,11 @@ class UnitSession(Session):
     def gates(self) -> dict[str, Gate]:
         """The switches that compete."""
         return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Gate)}
+
+    @property
+    def competing(self) -> dict[str, Competing]:
+        """The selectors whose factors compete: gates, and the edges of learned graphs."""
+        return {name: selector for name, selector in self.selectors.items() if isinstance(selector, Competing)}
 
     @property
     def followers(self) -> list[nn.Module]:
@@ -190,7 +209,7 @@ class UnitSession(Session):
         selects = any(isinstance(module, Select) for module in model.modules())
         small = surgery.fold(model) if selects else surgery.fold_by(model, self.graph)
         small.zero_grad(set_to_none=True)
-        return drop_branches(crop_kernels(small))
+        return fix_adjacency(drop_branches(crop_kernels(small)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, selectors, copies, steps, strength, events."""
@@ -269,9 +288,10 @@ _MISFIT = "the saved session does not fit this network: {}; build the network it
 
 
 def switch_parameters(model: nn.Module) -> set[str]:
-    """Return the names of what the switches of `model` learn."""
-    held = ((path, module) for path, module in model.named_modules() if isinstance(module, Switch))
-    return {f"{path}.{name}" for path, module in held for name, _ in module.named_parameters(recurse=False)}
+    """Return the names of what the switches of `model` learn, and its graphs, but for a number for each edge."""
+    held = ((p, m) for p, m in model.named_modules() if isinstance(m, Switch | SparseAdjacency))
+    own = ((f"{p}." if p else "", m, key) for p, m in held for key, _ in m.named_parameters(recurse=False))
+    return {prefix + key for prefix, module, key in own if isinstance(module, Switch) or key != "theta"}
 
 
 def _ignore(event: Event) -> None:

@@ -1,6 +1,6 @@
 """Layers that carry structure."""
 
-from pared.nn.adjacency import SparseAdjacency
+from pared.nn.adjacency import SparseAdjacency, fix_adjacency
 from pared.nn.batch_major import BatchMajor
 from pared.nn.gate import Gate
 from pared.nn.gated import Channels, Competition, Gated, drop_branches
@@ -15,7 +15,7 @@ from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.sparse_sequential import SparseSequential
 from pared.nn.switch import Switch, Switched
-from pared.nn.zero import Zero
+from pared.nn.zero import Zero, ZeroAttention
 
 __all__ = [
     "Adjacency",
@@ -41,7 +41,9 @@ __all__ = [
     "SwitchedConv2d",
     "SwitchedConv3d",
     "Zero",
+    "ZeroAttention",
     "crop_kernels",
     "drop_branches",
+    "fix_adjacency",
     "switch_kernels",
 ]

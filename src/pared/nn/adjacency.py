@@ -114,6 +114,22 @@ class SparseAdjacency(Adjacency):
                 beta.copy_((both * n * (n + 1.0) - 1.0).log().neg())
                 rest.zero_()
 
+    @property
+    def channels(self) -> int:
+        """How many entries of the pattern compete."""
+        return len(self.alive)
+
+    def live_channels(self) -> Tensor:
+        """Return the numbers of the entries that are alive, int64 (kept,)."""
+        return self.alive.nonzero().flatten()
+
+    def silence(self) -> None:
+        """Do nothing: dead entries are out of all sums."""
+
+    def entry_state(self) -> dict[str, Tensor]:
+        """Return what has a number for each entry of the pattern, by name, what a method remembers of them included."""
+        return {key: t for key, t in self.state_dict(keep_vars=True).items() if key not in _OF_NODES}
+
     def lines(self) -> Lines:
         """Return which rows and columns the entries are in; with `symmetric` each entry and then each mirrored one."""
         if self.symmetric:
@@ -128,14 +144,18 @@ class SparseAdjacency(Adjacency):
 
     def values(self) -> Tensor:
         """Return the entries of A: (nodes, nodes) where all pairs are there, or else (E,), with `symmetric` (2 E,)."""
+        raw, lines = self._raw(), self.lines()
+        return by_rows(raw, lines) if self.scaling == "row" else scaled(raw, lines, self.iterations, self.scaling)
+
+    def _raw(self) -> Tensor:
+        """The entries before they are scaled, which are 0 where they are 0 afterwards."""
         gamma, lines = self._mirrored(self.gamma()), self.lines()
         raw = thresholded(
             gamma - self._threshold(gamma, lines),
             0.0 if self.dead_grad == "none" else self.slope,
             smooth=self.dead_grad == "elu",
         )
-        raw = raw.masked_fill(gamma == 0, 0.0)
-        return by_rows(raw, lines) if self.scaling == "row" else scaled(raw, lines, self.iterations, self.scaling)
+        return raw.masked_fill(gamma == 0, 0.0)
 
     def _threshold(self, gamma: Tensor, lines: Lines) -> Tensor:
         beta_col = self.beta_row if self.beta_col is None else self.beta_col
@@ -164,9 +184,14 @@ class SparseAdjacency(Adjacency):
 
     @torch.no_grad()
     def dead(self) -> Tensor:
-        """Return which entries of the pattern are 0 now, boolean (E,); of self loops that are kept, none."""
-        zero = (self.values() == 0).flatten()[: len(self.theta)]
-        return zero & (self.row != self.col) if self.loops else zero
+        """Return which entries of the pattern are 0 now, boolean (E,), but for self loops that are kept.
+
+        Where that would be all of them the strongest is spared.
+        """
+        zero = (self._raw() == 0).flatten()[: len(self.theta)]
+        if self.loops:
+            return zero & (self.row != self.col)
+        return zero & ~(zero.all() & (self.gamma() == self.gamma().amax())) if len(zero) else zero
 
     @torch.no_grad()
     def kill(self, dead: Tensor) -> None:
@@ -195,6 +220,23 @@ class SparseAdjacency(Adjacency):
         told = f"{self.nodes}, entries={len(self.theta)}, scaling={self.scaling!r}"
         told += ", symmetric=True" if self.symmetric else ""
         return told + ("" if self.dead_grad == "none" else f", dead_grad={self.dead_grad!r}")
+
+
+#: Parameters and buffers with a number for each node.
+_OF_NODES = ("beta_row", "beta_col", "rest_row", "rest_col")
+
+
+def fix_adjacency(model: nn.Module) -> nn.Module:
+    """Put a `FixedAdjacency` of the same A wherever `model` holds a `SparseAdjacency`.
+
+    `model` is changed, unless it is itself one: its fixed form is returned then.
+    """
+    made: dict[int, FixedAdjacency] = {}
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, SparseAdjacency):
+                parent._modules[name] = made.setdefault(id(child), child.realize())
+    return model.realize() if isinstance(model, SparseAdjacency) else model
 
 
 def _pattern(nodes: int, edges: Edges | None, *, symmetric: bool, loops: bool) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,13 @@ class Gate(Switch):
         return p_norm(self.shares(), p, linear_below=self.linear_below)
 
     @torch.no_grad()
+    def dead(self) -> Tensor:
+        """Return which components have no share now, boolean (n,); the strongest is spared, even where it gives 0."""
+        zero = self.shares() == 0
+        zero[self.gamma().argmax()] = False
+        return zero
+
+    @torch.no_grad()
     def kill(self, dead: Tensor) -> None:
         """Let the components `dead`, boolean (n,), never come back; no share changes if theirs are 0.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn.gate import Gate
-from pared.nn.zero import Zero
+from pared.nn.zero import Zero, unfused
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Channels:
 class Gated(nn.Module):
     """Multiply what `layer` gives by the share of component `place` of `gate`, which others hold too.
 
-    Shapes: those of `layer`. Attributes of the layer (`weight`, `out_channels`) can be read through it.
+    Shapes: those of `layer`. Attributes of the layer (`weight`, `out_channels`) can be read through it. Of several results,
+    as those of `nn.MultiheadAttention`, the first is multiplied.
     """
 
     layer: nn.Module
@@ -37,10 +38,13 @@ class Gated(nn.Module):
         super().__init__()
         self.layer, self.gate, self.place = layer, gate, place
         self.training = layer.training
+        self.register_forward_pre_hook(unfused)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Scale what `layer` makes of its arguments."""
-        return self.layer(*args, **kwargs) * self.gate.factors()[self.place]
+    def forward(self, *args: Any, gate_factors: Tensor | None = None, **kwargs: Any) -> Any:
+        """Scale what `layer` makes of its arguments; `gate_factors` are those of the gate, where a caller has them."""
+        factors = self.gate.factors() if gate_factors is None else gate_factors
+        y, share = self.layer(*args, **kwargs), factors[self.place]
+        return (y[0] * share, *y[1:]) if isinstance(y, tuple) else y * share
 
     def extra_repr(self) -> str:
         """Say which component it is."""
@@ -94,7 +98,12 @@ class Competition(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of what the branches give."""
-        total, *others = (branch(*args, **kwargs) for branch in self.branches)
+        gates = [branch.gate for branch in self.branches if isinstance(branch, Gated)]
+        # Made once for all branches, but in evaluation: there a traced network shows each branch as a module of one input.
+        alike = self.training and len(gates) > 1 and all(gate is gates[0] for gate in gates)
+        more = {"gate_factors": gates[0].factors()} if alike else {}
+        given = (more if isinstance(branch, Gated) else {} for branch in self.branches)
+        total, *others = (b(*args, **some, **kwargs) for b, some in zip(self.branches, given, strict=True))
         for other in others:
             total = total + other
         return total

@@ -51,6 +51,25 @@ class Adjacency(nn.Module):
             return live[0], live[1], values[live]
         return lines.row[live], lines.col[live], values[live]
 
+    def needed(self, read: Tensor | Sequence[int], products: int | None = None) -> Tensor:
+        """Return the nodes by which `read` are reached, themselves too, int64 (needed,): along so many edges, any if None.
+
+        Of a network that multiplies by A so many times, and else treats each node by itself, the results of `read` depend on
+        the features of these nodes alone.
+
+        Raises:
+            ConfigError: `read` are no nodes of this graph.
+        """
+        row, col, _ = self.edges()
+        start, _ = checked(self.nodes, (read, read))
+        reached = torch.zeros(self.nodes, dtype=torch.bool, device=row.device).index_fill(0, start.to(row.device), True)
+        for _ in range(self.nodes if products is None else products):
+            wider = reached.index_fill(0, col[reached[row]], True)
+            if torch.equal(wider, reached):
+                break
+            reached = wider
+        return reached.nonzero().flatten()
+
     def isolated(self) -> Tensor:
         """Return the nodes with no edge to or from another, int64 (isolated,)."""
         row, col, _ = self.edges()
@@ -121,6 +140,23 @@ class FixedAdjacency(Adjacency):
         return cls(
             nodes, (row, col), by_rows(value, lines) if scaling == "row" else scaled(value, lines, 1, "balanced")
         )
+
+    def part(self, nodes: Tensor | Sequence[int]) -> "FixedAdjacency":
+        """Return the graph of `nodes` alone, (kept,), numbered in their order, with the entries that are among them.
+
+        Raises:
+            ConfigError: `nodes` are none of this graph's, or one is there twice.
+        """
+        kept, _ = checked(self.nodes, (nodes, nodes))
+        row, col, value = self.edges()
+        place = torch.full((self.nodes,), -1, device=row.device)
+        place[kept] = torch.arange(len(kept), device=row.device)
+        if len(kept) != int((place >= 0).sum()):
+            raise ConfigError("a node of the part is given twice; name each once")
+        row, col = place[row], place[col]
+        inside = (row >= 0) & (col >= 0)
+        made = FixedAdjacency(len(kept), (row[inside], col[inside]), value[inside])
+        return made.train(self.training)
 
     def values(self) -> Tensor:
         """Return the entries of A, (nodes, nodes) or (edges,)."""

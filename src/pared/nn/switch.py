@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pared.errors import ConfigError
+from pared.nn.zero import unfused
 
 Drawn = Literal["ones", "uniform", "normal", "positive"]
 #: How the factors of a switch start: drawn, or all at one number.
@@ -159,6 +160,7 @@ class Switched(nn.Sequential):
         super().__init__(OrderedDict(layer=layer, switch=switch))
         self.training = layer.training
         switch.training = layer.training
+        self.register_forward_pre_hook(unfused)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Scale what `layer` makes of its arguments."""

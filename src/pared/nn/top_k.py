@@ -70,6 +70,10 @@ class TopKGate(Gate):
         order = self.theta.masked_fill(~self.alive, -math.inf).argsort(descending=True, stable=True)
         return torch.zeros_like(self.alive).index_fill(0, order[: self.k], True) & self.alive
 
+    def dead(self) -> Tensor:
+        """Return which components were killed, boolean (n,): a share of 0 says nothing."""
+        return self.alive.logical_not()
+
     @torch.no_grad()
     def discretize(self) -> None:
         """Kill all but the `k` largest, for good: what is done once, at the end."""

@@ -6,6 +6,7 @@ from pared.surgery.axes import leaves as leaves_of
 from pared.surgery.blocks import remove_blocks
 from pared.surgery.ddp import remove_ddp
 from pared.surgery.declared import declare
+from pared.surgery.edges import Edges, edges_plan, remove_edges
 from pared.surgery.files import load, save
 from pared.surgery.fold import fold, fold_, fold_by
 from pared.surgery.graph import Graph, Slot, Space
@@ -20,6 +21,7 @@ from pared.surgery.trace import Example, Step, Value, tensors
 
 __all__ = [
     "Constant",
+    "Edges",
     "Example",
     "Gather",
     "Graph",
@@ -34,6 +36,7 @@ __all__ = [
     "bare",
     "check_sequential",
     "declare",
+    "edges_plan",
     "find",
     "fold",
     "fold_",
@@ -49,6 +52,7 @@ __all__ = [
     "remove",
     "remove_blocks",
     "remove_ddp",
+    "remove_edges",
     "remove_idle",
     "save",
     "stand_in",

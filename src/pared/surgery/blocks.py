@@ -1,6 +1,5 @@
 """Take whole blocks out of a network: those that give back what they take, and branches that give nothing."""
 
-import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +11,12 @@ from pared.surgery.apply import bare
 from pared.surgery.axes import Cut
 from pared.surgery.constants import Constants
 from pared.surgery.graph import Graph
+from pared.surgery.idle import count_arguments
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME
 from pared.surgery.optimizers import Optimizers
 from pared.surgery.stand_in import Kind, stand_in
 from pared.surgery.trace import Step, Value, tensors
 
-_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _POSITIVE_RESULT = ("relu", "relu6", "sigmoid", "softplus", "abs", "square", "exp", "softmax", "hardsigmoid")
 
 
@@ -40,12 +39,12 @@ def remove_blocks(
     All or nothing; call it between `optimizer.step()` and the next forward pass. The graph stays true.
 
     Raises:
-        SurgeryError: no such module, one that takes more than one argument or is used more than once, or one that
-            still does something, with the reason.
+        SurgeryError: no such module, one that is used more than once, one that takes more than one argument and is not
+            zero, or one that still does something, with the reason.
     """
     model = bare(model)
     blocks = [_Block(graph, model, name) for name in names]
-    zeros = _zero_summands(graph, model, {id(_Block(graph, model, name).y) for name in silent})
+    zeros = _zero_summands(graph, model, {id(v) for name in silent for v in _Block(graph, model, name).results()})
     chosen: dict[str, Kind] = {block.name: block.kind(zeros) for block in blocks}
     stand_in(chosen, model, optimizer=optimizer, ema=ema)
     for block in blocks:
@@ -103,17 +102,37 @@ class _Block:
         read = {id(v) for s in program.steps if id(s) not in own and s.op != "getitem" for v in s.values()}
         read |= {id(value) for value in program.outputs}
         given = {id(v): v for s in self.steps for v in s.outs() if id(v) in read and id(v) in inside}
-        parameters = [p for p in inspect.signature(module.forward).parameters.values() if p.kind not in _ANY]
-        if len(paths) > 1 or len(taken) != 1 or len(given) != 1 or len(parameters) > 1:
+        arguments = count_arguments(module)
+        if len(paths) > 1 or not taken or len(given) != 1:
             raise SurgeryError(
-                f"module {name!r} cannot be removed: expected one that is used once and takes and gives one tensor; it "
-                f"has {len(paths)} names, {len(parameters)} arguments, reads {len(taken)} and gives {len(given)} tensors"
+                f"module {name!r} cannot be removed: expected one that is used once, takes a tensor and gives one; it "
+                f"has {len(paths)} names, {arguments} arguments, reads {len(taken)} and gives {len(given)} tensors"
             )
-        (self.x,), (self.y,) = taken.values(), given.values()
+        # Zero needs no more; only what takes one tensor, and nothing else, can be the identity.
+        self.single = len(taken) == 1 and arguments <= 1
+        several = "" if self.single else f" (it has {arguments} arguments and reads {len(taken)} tensors)"
+        self.told = f"its result is neither its input{several} nor zero for every input"
+        (self.x, *_), (self.y,) = taken.values(), given.values()
         self.made = {id(value): step for step in program.steps if step.op != "getitem" for value in step.outs()}
         self.inside, self.spoilt = inside, _spoilt(program.steps)
-        if id(self.x) in self.spoilt or any(step.inplace and step.values()[0] is self.x for step in self.steps):
+        written = {id(step.values()[0]) for step in self.steps if step.inplace}
+        if taken.keys() & (self.spoilt | written):
             raise SurgeryError(f"module {name!r} cannot be removed: it writes into what it takes")
+
+    def results(self) -> list[Value]:
+        """Return what the block gives, and what is made of that by steps that hand it on as it is, as dropout does."""
+        return [self.y, *(step.out for step in self._tail())]
+
+    def _tail(self) -> list[Step]:
+        found: list[Step] = []
+        value = self.y
+        while id(value) not in map(id, self.graph.program.outputs):
+            readers = self._readers(value)
+            if len(readers) != 1 or readers[0].op not in SAME or readers[0].inplace or readers[0].op.endswith("_like"):
+                break
+            found += readers
+            value = readers[0].out
+        return found
 
     def kind(self, zeros: Mapping[int, Sequence[bool]]) -> Kind:
         """Return what the block can be replaced by.
@@ -121,35 +140,33 @@ class _Block:
         Raises:
             SurgeryError: it does something.
         """
-        readers = self._readers()
+        readers = self._readers(self.results()[-1])
         if readers and all(self._adds_nothing(step, zeros) for step in readers):
             return "zero"
-        if self._source(self.y, zeros) is self.x:
+        if self.single and self._source(self.y, zeros) is self.x:
             return "identity"
         raise SurgeryError(
-            f"module {self.name!r} cannot be removed: its result is neither its input nor zero for every input; let what "
+            f"module {self.name!r} cannot be removed: {self.told}; let what "
             "it adds die first (its last norm, weights or gate at zero), or remove its units"
         )
 
     def _adds_nothing(self, step: Step, zeros: Mapping[int, Sequence[bool]]) -> bool:
-        mine = [zero for value, zero in zip(step.values(), zeros.get(id(step), ()), strict=False) if value is self.y]
+        last = self.results()[-1]
+        mine = [zero for value, zero in zip(step.values(), zeros.get(id(step), ()), strict=False) if value is last]
         return bool(mine) and all(mine) and self._other(step) is not None
 
-    def _readers(self) -> list[Step]:
+    def _readers(self, value: Value) -> list[Step]:
         inside = {id(step) for step in self.steps}
-        return [s for s in self.graph.program.steps if id(s) not in inside and any(v is self.y for v in s.values())]
+        return [s for s in self.graph.program.steps if id(s) not in inside and any(v is value for v in s.values())]
 
     def _other(self, step: Step) -> Value | None:
         """What a step gives when the block gives zero: the other summand."""
-        if (
-            step.op != "add"
-            or not isinstance(step["other"], Value)
-            or id(self.y) in map(id, self.graph.program.outputs)
-        ):
+        last = self.results()[-1]
+        if step.op != "add" or not isinstance(step["other"], Value) or id(last) in map(id, self.graph.program.outputs):
             return None
         first, second = step["self"], step["other"]
-        other = second if first is self.y and step.get("alpha", 1) == 1 else first
-        return other if other is not self.y and other.shape == step.out.shape else None
+        other = second if first is last and step.get("alpha", 1) == 1 else first
+        return other if other is not last and other.shape == step.out.shape else None
 
     def _source(self, value: Value, zeros: Mapping[int, Sequence[bool]]) -> Value:
         """The value that `value` always equals, as far back as can be told."""
@@ -186,8 +203,9 @@ class _Block:
         program, gone = self.graph.program, {id(step) for step in self.steps}
         swaps = [(self.y, self.x)]
         if kind == "zero":
-            swaps = [(step.out, other) for step in self._readers() if (other := self._other(step)) is not None]
-            gone |= {id(step) for step in self._readers()}
+            readers = self._readers(self.results()[-1])
+            swaps = [(step.out, other) for step in readers if (other := self._other(step)) is not None]
+            gone |= {id(step) for step in (*readers, *self._tail())}
         program.steps[:] = [step for step in program.steps if id(step) not in gone]
         for old, new in swaps:
             for step in program.steps:

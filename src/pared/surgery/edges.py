@@ -1,6 +1,6 @@
 """Take dead edges out of learned graphs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -11,14 +11,31 @@ from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Gather, Plan
 
 
+class Edges:
+    """The entries of a learned graph in `model`, as what can leave."""
+
+    def __init__(self, model: nn.Module, adjacency: SparseAdjacency) -> None:
+        self.adjacency = adjacency
+        modules = model.named_modules(remove_duplicate=False)
+        self.names = [name for name, module in modules if module is adjacency]
+
+    def without(self, gone: Sequence[int], sizes: Sequence[int], name: str) -> Plan:
+        """Return the plan by which the entries `gone`, of the `sizes` 1 each, leave the graph, under all its names."""
+        del name
+        lost = set(gone)
+        index = tuple(entry for entry in range(len(sizes)) if entry not in lost)
+        prefixes = [f"{name}." if name else "" for name in self.names]
+        return Plan(tuple(Gather(f"{p}{part}", 0, index) for p in prefixes for part in self.adjacency.entry_state()))
+
+
 def edges_plan(model: nn.Module) -> Plan:
     """Return what takes the dead edges out of every `SparseAdjacency` in `model`: an empty plan if none is dead."""
     gathers: list[Gather] = []
-    for name, module in bare(model).named_modules():
+    model = bare(model)
+    for name, module in model.named_modules():
         if isinstance(module, SparseAdjacency) and not bool(module.alive.all()):
-            index = tuple(module.alive.nonzero().flatten().tolist())
-            prefix = f"{name}." if name else ""
-            gathers += [Gather(f"{prefix}{part}", 0, index) for part in ("theta", "alive", "row", "col")]
+            gone = module.alive.logical_not().nonzero().flatten().tolist()
+            gathers += Edges(model, module).without(gone, [1] * len(module.alive), name).gathers
     return Plan(tuple(gathers))
 
 

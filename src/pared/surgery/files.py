@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError, RunError
-from pared.nn import Zero
+from pared.nn import Zero, ZeroAttention
 from pared.nn.sparse_layer import DERIVED, SparseLayer
 from pared.ops.pattern import Pattern
 from pared.storage import write_atomically
 from pared.surgery.apply import refresh_recurrent
+from pared.surgery.stand_in import FUSED, stands_for, unfuse
 from pared.surgery.trace import tensors
 
 FORMAT = 1
@@ -22,6 +23,7 @@ Network = TypeVar("Network", bound=nn.Module)
 _KEY = "pared"
 #: The indices of a sparse layer that a file holds.
 _INDICES = ("crow", "col")
+_ZEROS = (Zero, ZeroAttention)
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
@@ -53,7 +55,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         "aliases": aliases,
         "numbers": {name: numbers for name, module in model.named_modules() if (numbers := _numbers(module))},
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
-        "zeros": [name for name, module in model.named_modules() if type(module) is Zero],
+        "zeros": [name for name, module in model.named_modules() if type(module) in _ZEROS],
     }
     structure["checksum"] = _checksum(structure, held)
     try:
@@ -91,8 +93,9 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
         layer.set_pattern(pattern.to(layer.values.device))
     for name in _replaced(model, structure):
         parent, _, key = name.rpartition(".")
-        made = Zero() if name in structure.get("zeros", ()) else nn.Identity()
-        model.get_submodule(parent)._modules[key] = made.train(model.get_submodule(name).training)
+        kind = "zero" if name in structure.get("zeros", ()) else "identity"
+        model.get_submodule(parent)._modules[key] = stands_for(model.get_submodule(name), kind)
+        unfuse(model, name)
     for module, attribute, value in settings:
         setattr(model.get_submodule(module), attribute, value)
     refresh_recurrent(model, [])
@@ -100,8 +103,8 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
 
 
 def _numbers(module: nn.Module) -> dict[str, int]:
-    """The integer attributes of a module itself."""
-    return {k: v for k, v in vars(module).items() if type(v) is int and not k.startswith("_")}
+    """The integer attributes of a module itself, but for what follows from the modules that it holds."""
+    return {k: v for k, v in vars(module).items() if type(v) is int and not k.startswith("_") and k != FUSED}
 
 
 def _checksum(structure: Mapping[str, Any], held: Mapping[str, Tensor]) -> str:
@@ -236,9 +239,9 @@ def _settings(
 def _replaced(model: nn.Module, structure: Mapping[str, Any]) -> list[str]:
     """The modules that have become the identity, or zero, since they were built."""
     modules = dict(model.named_modules())
-    wanted = [(name, nn.Identity) for name in structure["identities"]]
-    wanted += [(name, Zero) for name in structure.get("zeros", ())]
-    return [name for name, kind in wanted if name and name in modules and type(modules[name]) is not kind]
+    wanted = [(name, (nn.Identity,)) for name in structure["identities"]]
+    wanted += [(name, _ZEROS) for name in structure.get("zeros", ())]
+    return [name for name, kinds in wanted if name and name in modules and type(modules[name]) not in kinds]
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """Modules whose results no one reads any more, as the layers before a branch that has died."""
 
+import inspect
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from pared.nn import Gated
 from pared.surgery.apply import bare
 from pared.surgery.graph import Graph
 from pared.surgery.optimizers import Optimizers
@@ -37,6 +39,8 @@ def remove_idle(
 ) -> list[str]:
     """Put the identity where modules with parameters work for nothing, and return their names; the graph stays true.
 
+    In the place of `nn.MultiheadAttention` there is zero.
+
     The forward pass still calls what stands in their place, and whoever does nothing with it. Modules that take or give more
     than one tensor are left as they are.
     """
@@ -51,7 +55,8 @@ def remove_idle(
     for name, module in model.named_modules():
         whole = name and not any(within(layer, name) for layer in busy) and any(within(layer, name) for layer in used)
         single = _takes_one(program, name) and not any(within(name, other) for other in names)
-        if whole and single and next(module.parameters(), None) is not None:
+        simple = isinstance(module, nn.MultiheadAttention) or count_arguments(module) <= 1
+        if whole and single and simple and next(module.parameters(), None) is not None:
             names.append(name)
     stand_in(dict.fromkeys(names, "identity"), model, optimizer=optimizer, ema=ema)
     for name in names:
@@ -59,6 +64,13 @@ def remove_idle(
         program.steps[:] = [step for step in program.steps if id(step) not in mine]
         graph.forget(name, mine, [])
     return names
+
+
+def count_arguments(module: nn.Module) -> int:
+    """Return how many arguments the forward pass of `module` names; of one with a gate, that of its layer."""
+    module = module.layer if isinstance(module, Gated) else module
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return sum(parameter.kind not in kinds for parameter in inspect.signature(module.forward).parameters.values())
 
 
 def within(layer: str, name: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pared.nn.zero import Zero
+from pared.nn.zero import Zero, ZeroAttention
 from pared.surgery.apply import bare
 from pared.surgery.optimizers import Optimizers, listed
 
@@ -22,7 +22,8 @@ def stand_in(
 ) -> None:
     """Replace named modules of `model` and its averaged copies; what no one else uses leaves the optimizers.
 
-    All or nothing. Nothing is said about what the network computes afterwards.
+    All or nothing. Nothing is said about what the network computes afterwards. In the place of `nn.MultiheadAttention` there
+    is zero in either case.
     """
     model = bare(model)
     before = list(model.parameters())
@@ -30,7 +31,7 @@ def stand_in(
     try:
         for target in (model, *map(bare, ema)):
             for name, kind in kinds.items():
-                _replace(target, name, nn.Identity() if kind == "identity" else Zero(), undo)
+                _replace(target, name, kind, undo)
         gone = {id(p) for p in before} - {id(p) for p in model.parameters()}
         for one in listed(optimizer):
             _forget(one, gone, undo)
@@ -40,13 +41,41 @@ def stand_in(
         raise
 
 
-def _replace(model: nn.Module, name: str, new: nn.Module, undo: list[Callable[[], object]]) -> None:
+def _replace(model: nn.Module, name: str, kind: Kind, undo: list[Callable[[], object]]) -> None:
     parent, _, key = name.rpartition(".")
     modules = model.get_submodule(parent)._modules
     old = modules[key]
     undo.append(partial(modules.__setitem__, key, old))
-    new.training = old.training if old is not None else True
-    modules[key] = new
+    modules[key] = stands_for(old, kind)
+    for layer in _fused_around(model, name):
+        undo.append(partial(setattr, layer, FUSED, getattr(layer, FUSED)))
+        setattr(layer, FUSED, 0)
+
+
+def stands_for(old: nn.Module | None, kind: Kind) -> nn.Module:
+    """Return what stands in the place of `old`: attention gives two results, so that it becomes zero in any case."""
+    inner = getattr(old, "layer", old)
+    if isinstance(inner, nn.MultiheadAttention):
+        made: nn.Module = ZeroAttention(batch_first=inner.batch_first)
+    else:
+        made = nn.Identity() if kind == "identity" else Zero()
+    return made.train(old is None or old.training)
+
+
+#: By this torch's own transformer layers know which activation to fuse with the weights around it, past all modules: 0 is none.
+FUSED = "activation_relu_or_gelu"
+
+
+def unfuse(model: nn.Module, name: str) -> None:
+    """Let torch's own transformer layers around module `name`, which is not what it was, call their modules."""
+    for layer in _fused_around(model, name):
+        setattr(layer, FUSED, 0)
+
+
+def _fused_around(model: nn.Module, name: str) -> list[nn.Module]:
+    parts = name.split(".")
+    around = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
+    return [module for module in around if isinstance(module, nn.TransformerEncoderLayer)]
 
 
 def _forget(optimizer: Optimizer, gone: set[int], undo: list[Callable[[], object]]) -> None:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.append(str(Path(__file__).parents[1] / "lp_sphere"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import accuracy, arguments, read_images, reproduce, results, told
 
 from pared.measure.latency import least_us, threads
@@ -211,8 +211,7 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run what is missing, and print the table."""
-    parser = arguments(__doc__, "images", seeds="0,1,2")
-    parser.set_defaults(out=Path("results/gates/images"))
+    parser = arguments(__doc__, "gates/images", seeds="0,1,2")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--width", type=int, default=8)

@@ -13,10 +13,12 @@ while it trains, and what is left is folded into a plain network. Its rivals hav
 - "thin": networks of the same form that are thinner everywhere;
 - "random": networks that lack as many components of each group as the gates left out at that strength and seed, from the
   beginning and chosen at random;
-- "softmax": softmax gates, of which as many as the gates chose stay, those with the largest shares. What goes is decided on
-  behind two thirds of the epochs, so that the rest of the network can still follow, as it can with gates;
+- "softmax": softmax gates, of which as many as the gates chose stay, those with the largest shares;
 - "lasso": the group lasso by its proximal step, weighed by the cost of a component as gates are, on the weights that its
-  contribution hangs on. What is 0 at the end leaves; where all of a group is, one stays, as with gates.
+  contribution hangs on. Where all of a group are 0, one stays, as with gates.
+
+What goes by softmax or lasso is decided on behind two thirds of the epochs: what is left then trains without shares being
+taken away, or without penalty, so that it can make up for what went, as it can with gates.
 
 All are compared at equal multiply-accumulates, with thinner networks and with gates: read off the line through the runs of the
 same seed, linear in the logarithm of the cost, and not where there is none on one side. Accuracy is on the last 10,000
@@ -45,7 +47,7 @@ from pared.optim import Proximal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import accuracy, arguments, read_images, reproduce
 from equal_macs import table
-from nets import NETS, components, lasso_groups, removed, sizes, softmax_gates, without
+from nets import NETS, components, hold_zeros, lasso_groups, removed, sizes, softmax_gates, without
 
 RATE, DECAY, DECIDED = 0.1, 5e-4, 2 / 3
 Found = tuple[nn.Module, dict[str, Any]]
@@ -83,9 +85,9 @@ def train(
     *,
     method: Gates | None = None,
     pressed: list[dict[str, Any]] | None = None,
-    decide: Callable[[], None] | None = None,
+    decide: Callable[[Any], object] | None = None,
 ) -> Any:
-    """Train, groups `pressed` by their proximal steps; call `decide` on the way, and return the method's session."""
+    """Train, `pressed` by proximal steps, calling `decide` with the optimizer on the way; return the method's session."""
     x, y, *_ = parts_of(options)
     steps, device = len(x) // options.batch, options.device
     total, own = steps * options.epochs, {id(p) for group in pressed or () for p in group["params"]}
@@ -105,7 +107,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], total)
     for epoch in range(options.epochs):
         if decide is not None and epoch == math.ceil(DECIDED * options.epochs):
-            decide()
+            decide(optimizer)
         for rows in torch.randperm(len(x), generator=generator)[: steps * options.batch].split(options.batch):
             loss = F.cross_entropy(model(augmented(x[rows].to(device), generator)), y[rows].to(device))
             if session is not None:
@@ -176,7 +178,7 @@ def softmax(level: float, seed: int, options: argparse.Namespace) -> Found:
     """A network with softmax gates, which keep as many components of each group as the gates kept."""
     model = network(options, seed)
     made = softmax_gates(model, NETS[options.net].groups(model), chosen_by_gates(level, seed, options))
-    train(model, seed, options, decide=lambda: [gate.discretize() for gate in made.values()])
+    train(model, seed, options, decide=lambda _: [gate.discretize() for gate in made.values()])
     kept = {title: gate.alive.nonzero().flatten().tolist() for title, gate in made.items()}
     small, off = cut(model, options, lambda x: removed(model, x))
     return small, {"kept": kept, "difference": off}
@@ -186,7 +188,7 @@ def lasso(level: float, seed: int, options: argparse.Namespace) -> Found:
     """A network under a group lasso."""
     model, example = network(options, seed), parts_of(options)[0][:2].to(options.device)
     groups = NETS[options.net].groups(model)
-    train(model, seed, options, pressed=lasso_groups(model, groups, level, example))
+    train(model, seed, options, pressed=lasso_groups(model, groups, level, example), decide=hold_zeros)
     kept, norms = (
         {},
         {t: [float(part.detach().norm()) for part in found] for t, found in components(model, groups).items()},

@@ -49,8 +49,8 @@ NETS = {
         (0.12, 0.2, 0.3),
         (0.1, 0.2, 0.4),
     ),
-    "resnext": Net(_resnext, branch_groups, 16, (8, 6, 5, 4), (0.01, 0.03, 0.1), (0.03, 0.1, 0.3)),
-    "densenet": Net(_densenet, input_groups, 16, (8, 6, 5, 4), (0.01, 0.03, 0.1), (0.03, 0.1, 0.3)),
+    "resnext": Net(_resnext, branch_groups, 16, (8, 6, 4), (0.16, 0.18), (0.1, 0.3)),
+    "densenet": Net(_densenet, input_groups, 16, (8, 6, 4), (0.1, 0.4), (0.05, 0.1)),
 }
 
 
@@ -137,3 +137,17 @@ def _follows(bias: Tensor, threshold: float, weight: Tensor) -> Tensor:
     """A norm's bias is 0 where its weights are, so that nothing is left of the block."""
     del threshold
     return bias * weight.any()
+
+
+def hold_zeros(optimizer: Any) -> None:
+    """Let what a lasso has made 0 stay so, and press no more on the rest."""
+    for group in optimizer.param_groups:
+        if callable(group["prox"]):
+            (weight,) = group["params"]
+            group["prox"] = partial(_masked, mask=weight.detach() != 0)
+
+
+def _masked(x: Tensor, threshold: float, mask: Tensor) -> Tensor:
+    """Return `x` with zeros where they were."""
+    del threshold
+    return x * mask

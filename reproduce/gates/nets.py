@@ -49,7 +49,7 @@ NETS = {
         (0.12, 0.2, 0.3),
         (0.1, 0.2, 0.4),
     ),
-    "resnext": Net(_resnext, branch_groups, 16, (8, 6, 4), (0.16, 0.18), (0.1, 0.3)),
+    "resnext": Net(_resnext, branch_groups, 16, (8, 6, 4), (0.16, 0.18), (0.03, 0.1)),
     "densenet": Net(_densenet, input_groups, 16, (8, 6, 4), (0.1, 0.4), (0.05, 0.1)),
 }
 

@@ -1,4 +1,4 @@
-"""The table of images.py: every run, and what thinner networks and gates reach at the same cost."""
+"""The table of images.py: every run, and how it compares with thinner networks and gates at the same cost."""
 
 import argparse
 import math
@@ -24,20 +24,21 @@ def at_macs(points: list[dict[str, Any]], cost: float, key: str) -> float:
     return math.nan
 
 
-def rivals(some: list[dict[str, Any]], line: list[dict[str, Any]], key: str) -> str:
-    """Return what the runs of `line` reach at the cost of each of `some`, of the same seed."""
-    values = (at_macs([p for p in line if p["seed"] == r["seed"]], r["macs"], key) for r in some)
-    return told(value for value in values if not math.isnan(value))
+def ahead(some: list[dict[str, Any]], line: list[dict[str, Any]], key: str) -> str:
+    """Return by how much the runs `some` are ahead of those of `line` at their cost, each of its own seed, and how many."""
+    values = [r[key] - at_macs([p for p in line if p["seed"] == r["seed"]], r["macs"], key) for r in some]
+    values = [value for value in values if not math.isnan(value)]
+    return f"{told(values)} ({len(values)})" if values else "-"
 
 
 def table(options: argparse.Namespace) -> None:
-    """Print all runs, by kind and level, and what thinner networks and gates reach at the same cost."""
+    """Print all runs, by kind and level, and by how much they are ahead, on test images, of others of the same cost."""
     found = results(options, f"{options.net}-*.json")
     dense = max((r["level"] for r in found if r["kind"] == "thin"), default=0.0)
     thinner = [r for r in found if r["kind"] == "thin"]
     gated = [r for r in found if r["kind"] == "gates" or (r["kind"], r["level"]) == ("thin", dense)]
     print(
-        "| | seeds | components | MACs | us | validation | test | thinner, same MACs | gates, same MACs |\n|"
+        "| | seeds | components | MACs | us | validation | test | ahead of thinner, same MACs | ahead of gates |\n|"
         + "---|" * 9
     )
     for kind in ORDER:
@@ -49,8 +50,8 @@ def table(options: argparse.Namespace) -> None:
             )
             cells = [f"{kind} {level:g}", str(len(some)), f"{left:.1f}", f"{cost:,.0f}", f"{us:,.0f}"]
             cells += [told(r[key] for r in some) for key in ("validation", "test")]
-            cells.append("" if kind == "thin" else rivals(some, thinner, "test"))
-            cells.append("" if kind in ("thin", "gates") else rivals(some, gated, "test"))
+            cells.append("" if kind == "thin" else ahead(some, thinner, "test"))
+            cells.append("" if kind in ("thin", "gates") else ahead(some, gated, "test"))
             print("| " + " | ".join(cells) + " |")
     differences = [r["difference"] for r in found if "difference" in r]
     if differences:

@@ -32,7 +32,7 @@ from pared.models import GCN, gcn
 from pared.nn import FixedAdjacency, SparseAdjacency
 from pared.nn.graph import Adjacency
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "lp_sphere"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import arguments, reproduce, results
 from traffic import told
 
@@ -156,8 +156,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "cora", seeds="0,1,2,3,4,5,6,7,8,9")
-    parser.set_defaults(out=Path("results/gates/cora"))
+    parser = arguments(__doc__, "gates/cora", seeds="0,1,2,3,4,5,6,7,8,9")
     parser.add_argument("--graphs", default="cora,citeseer")
     parser.add_argument("--names", nargs="*", help="only these matrices; all when not given")
     parser.add_argument("--choosing", type=int, default=3, help="so many seeds choose strengths")

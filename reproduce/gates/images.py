@@ -1,26 +1,38 @@
-"""Differentiable sparsification of ResNets: depth learned on CIFAR-10, beside thinner networks and other rivals.
+"""Differentiable sparsification on CIFAR-10: depth of ResNets, branches of ResNeXts, inputs of DenseNets, and rivals.
 
-    python reproduce/gates/images.py --data DIR                 # 10,000 images, 32x32, 3 seeds
+    python reproduce/gates/images.py --data DIR                 # ResNet: 10,000 images, 32x32, 3 seeds
+    python reproduce/gates/images.py --data DIR --net resnext   # or densenet: the same images, halved to 16x16
     python reproduce/gates/images.py --data DIR --rows 50000 --epochs 100 --width 16 --device cuda:0
-    python reproduce/gates/images.py --only table               # what is there so far
+    python reproduce/gates/images.py --net resnext --latency    # takes all times anew, in turns, on a quiet machine
+    python reproduce/gates/images.py --net resnext --only table # what is there so far
 
-The paper prints no numbers: the table is ours. A ResNet of three stages with three residual blocks each is trained from
-scratch, its blocks competing within their stage ("gates", at several strengths); those whose share stays 0 leave while it
-trains, and what is left is folded into a plain network. Its rivals have the same images, epochs, rates and seeds: networks
-of the same depth that are uniformly thinner ("thin"), networks that lack as many blocks of each stage, chosen at random
-("random"), softmax gates of which the k largest of a stage are kept, k as the gates chose ("softmax"), and the group lasso
-on the last norm of each block, by its proximal step ("lasso"). Accuracy is on the last 10,000 training images, which no one
-trains on ("validation"), and on the test images; latency is of 64 images on one thread. Each run is one JSON file.
+The paper prints no numbers: the table is ours. Networks are trained from scratch, while blocks of a stage (ResNet), branches
+of a block (ResNeXt) or inputs of a layer (DenseNet) compete ("gates", at several strengths). Those whose share stays 0 leave
+while it trains, and what is left is folded into a plain network. Its rivals have the same images, epochs, rates and seeds:
+
+- "thin": networks of the same form that are thinner everywhere;
+- "random": networks that lack as many components of each group as the gates left out at that strength and seed, from the
+  beginning and chosen at random;
+- "softmax": softmax gates, of which as many as the gates chose stay, those with the largest shares;
+- "lasso": the group lasso by its proximal step, weighed by the cost of a component as gates are, on the weights that its
+  contribution hangs on. Where all of a group are 0, one stays, as with gates.
+
+What goes by softmax or lasso is decided on behind two thirds of the epochs: what is left then trains without shares being
+taken away, or without penalty, so that it can make up for what went, as it can with gates.
+
+All are compared at equal multiply-accumulates, with thinner networks and with gates: with what is read off the line through
+the runs of the same seed, linear in the logarithm of the cost, and not where there is none on one side; the number of seeds
+stands in brackets. The line of gates ends at the dense network. Accuracy is on the last 10,000 training images, which no one
+trains on ("validation") and by which strengths were found, and on the test images. Latency is of 64 images on one thread.
+Each run is one JSON file.
 """
 
 import argparse
 import json
 import math
-import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +40,76 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.append(str(Path(__file__).parents[1] / "lp_sphere"))
-from bench import accuracy, arguments, read_images, reproduce, results, told
-
 from pared.measure.latency import least_us, threads
 from pared.measure.size import macs
 from pared.methods import Gates
-from pared.models import depth_groups, resnet
+from pared.optim import Proximal
 
-BLOCKS, BATCH, RATE, DECAY = (3, 3, 3), 128, 0.1, 5e-4
-STRENGTHS = (0.12, 0.2, 0.3)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import accuracy, arguments, read_images, reproduce
+from equal_macs import table
+from nets import NETS, components, hold_zeros, lasso_groups, removed, sizes, softmax_gates, without
+
+RATE, DECAY, DECIDED = 0.1, 5e-4, 2 / 3
+Found = tuple[nn.Module, dict[str, Any]]
 
 
 @cache
-def images(data: str, rows: int) -> tuple[Tensor, ...]:
-    """Return images and classes to train on, for validation, and for the test."""
+def images(data: str, rows: int, side: int) -> tuple[Tensor, ...]:
+    """Return images and classes to train on, for validation, and for the test, their sides divided by averaging."""
     x, y, x_test, y_test = read_images(Path(data), "cifar10")
-    return x[:rows], y[:rows], x[40_000:], y[40_000:], x_test, y_test
+    x, x_test = (
+        F.avg_pool2d(part, part.shape[2] // side).contiguous(memory_format=torch.channels_last) for part in (x, x_test)
+    )
+    held = min(10_000, len(x) // 5)
+    return x[: min(rows, len(x) - held)], y[: min(rows, len(x) - held)], x[-held:], y[-held:], x_test, y_test
+
+
+def parts_of(options: argparse.Namespace) -> tuple[Tensor, ...]:
+    """Return the images of a run."""
+    return images(str(options.data), options.rows, NETS[options.net].side)
 
 
 def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images shifted by up to 4 pixels, flipped or not: one draw for each batch."""
-    down, right = torch.randint(9, (2,), generator=generator).tolist()
-    moved = F.pad(x, (4, 4, 4, 4))[:, :, down : down + x.shape[2], right : right + x.shape[3]]
-    return moved.flip(3) if torch.rand((), generator=generator) < 0.5 else moved
+    """Return images shifted by up to an eighth of their side, flipped or not: one draw for each batch."""
+    most = x.shape[2] // 8
+    down, right = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
+    moved = F.pad(x, (most,) * 4)[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+    moved = moved.flip(3) if torch.rand((), generator=generator) < 0.5 else moved
+    return moved.contiguous(memory_format=torch.channels_last)
 
 
-def train(model: nn.Module, method: Gates | None, seed: int, options: argparse.Namespace) -> Any:
-    """Train, and return the session if there is a method."""
-    x, y, *_ = images(str(options.data), options.rows)
-    steps, device = len(x) // BATCH, options.device
-    total = steps * options.epochs
-    model.to(device)
-    plain = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, RATE, momentum=0.9, nesterov=True)
+def train(
+    model: nn.Module,
+    seed: int,
+    options: argparse.Namespace,
+    *,
+    method: Gates | None = None,
+    pressed: list[dict[str, Any]] | None = None,
+    decide: Callable[[Any], object] | None = None,
+) -> Any:
+    """Train, `pressed` by proximal steps, calling `decide` with the optimizer on the way; return the method's session."""
+    x, y, *_ = parts_of(options)
+    steps, device = len(x) // options.batch, options.device
+    total, own = steps * options.epochs, {id(p) for group in pressed or () for p in group["params"]}
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == plain and id(p) not in own], "weight_decay": decay}
+        for plain, decay in ((True, DECAY), (False, 0.0))
+    ]
+    for group in pressed or ():
+        groups.append(group | {"weight_decay": DECAY if group["params"][0].ndim > 1 else 0.0})
+    optimizer: Any = torch.optim.SGD(groups, RATE, momentum=0.9, nesterov=True)
+    if pressed is not None:
+        optimizer = Proximal(optimizer, "l1", 0.0)
     generator = torch.Generator().manual_seed(seed)
     session = None
     if method is not None:
         session = method.bind(model, optimizer, x[:2].to(device), total_steps=total, steps_per_epoch=steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], total)
-    for _ in range(options.epochs):
-        for rows in torch.randperm(len(x), generator=generator)[: steps * BATCH].split(BATCH):
+    for epoch in range(options.epochs):
+        if decide is not None and epoch == math.ceil(DECIDED * options.epochs):
+            decide(optimizer)
+        for rows in torch.randperm(len(x), generator=generator)[: steps * options.batch].split(options.batch):
             loss = F.cross_entropy(model(augmented(x[rows].to(device), generator)), y[rows].to(device))
             if session is not None:
                 loss = loss + session.penalty()
@@ -81,146 +120,174 @@ def train(model: nn.Module, method: Gates | None, seed: int, options: argparse.N
     return session
 
 
-def network(width: int, seed: int, keep: tuple[tuple[int, ...], ...] | None = None) -> nn.Module:
-    """Return a ResNet; of the identity blocks only those in `keep` are there, by stage."""
-    model = resnet(BLOCKS, width=width, generator=torch.Generator().manual_seed(seed))
-    if keep is None:
-        return model
-    first = 3  # behind the stem
-    for stage, count in enumerate(BLOCKS):
-        for block in range(count):
-            if block not in keep[stage]:
-                _take_out(model, first + block)
-        first += count
-    return model
+def network(options: argparse.Namespace, seed: int, width: int | None = None) -> nn.Module:
+    """Return a network as it begins."""
+    net = NETS[options.net]
+    generator = torch.Generator().manual_seed(seed)
+    return net.make(width or options.width or net.widths[0], generator=generator).to(options.device)
 
 
-def _take_out(model: nn.Module, place: int) -> None:
-    """Take a block out; where it changes shapes, its shortcut stays."""
-    block = model.get_submodule(str(place))
-    stands = nn.Identity() if isinstance(block.shortcut, nn.Identity) else nn.Sequential(block.shortcut, nn.ReLU())
-    model._modules[str(place)] = stands
+def cut(model: nn.Module, options: argparse.Namespace, make: Callable[[Tensor], nn.Module]) -> tuple[nn.Module, float]:
+    """Return the small network that `make` gives of an example, and by how much it differs from `model` at most."""
+    some = parts_of(options)[2][:200].to(options.device)
+    with torch.no_grad():
+        before = model.eval()(some)
+        small = make(some[:2]).eval()
+        return small, float((small(some) - before).abs().max())
 
 
-def living(model: nn.Module) -> list[list[int]]:
-    """Return which blocks of each stage have a branch."""
-    found, first = [], 3
-    for count in BLOCKS:
-        blocks = [model.get_submodule(str(first + block)) for block in range(count)]
-        found.append([n for n, b in enumerate(blocks) if any(isinstance(m, nn.BatchNorm2d) for m in _branch(b))])
-        first += count
-    return found
+def chosen_by_gates(level: float, seed: int, options: argparse.Namespace) -> dict[str, list[int]]:
+    """Return which components of each group the gates kept."""
+    path = options.out / f"{options.net}-gates-{level:g}-{seed}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["kept"]
 
 
-def _branch(block: nn.Module) -> list[nn.Module]:
-    norm = getattr(block, "norm2", None)
-    return [] if norm is None else list(norm.modules())
+def thin(level: float, seed: int, options: argparse.Namespace) -> Found:
+    """A network that is thinner everywhere."""
+    model = network(options, seed, int(level))
+    train(model, seed, options)
+    return model, {"kept": {t: list(range(n)) for t, n in sizes(NETS[options.net].groups(model)).items()}}
+
+
+def gates(level: float, seed: int, options: argparse.Namespace) -> Found:
+    """A network whose components compete."""
+    model = network(options, seed)
+    groups = NETS[options.net].groups(model)
+    session = train(model, seed, options, method=Gates(level, groups, cost="macs", scaled=True))
+    small, off = cut(model, options, lambda _: session.realize())
+    kept = {}
+    for title, held in session.kept.items():
+        kept[title] = [place for place, alive in zip(held, session.gates[title].alive.tolist(), strict=True) if alive]
+    events = [[e.step, e.layer, list(e.index)] for e in session.events]
+    shares = {title: gate.shares().tolist() for title, gate in session.gates.items()}
+    return small, {"kept": kept, "events": events, "shares": shares, "difference": off}
+
+
+def random(level: float, seed: int, options: argparse.Namespace) -> Found:
+    """A network without as many components of each group as the gates left out, drawn before it begins."""
+    model, generator = network(options, seed), torch.Generator().manual_seed(seed + 1000)
+    groups = NETS[options.net].groups(model)
+    kept = {}
+    for title, chosen in chosen_by_gates(level, seed, options).items():
+        kept[title] = sorted(torch.randperm(sizes(groups)[title], generator=generator)[: len(chosen)].tolist())
+    small = without(model, groups, kept, parts_of(options)[0][:2].to(options.device))
+    train(small, seed, options)
+    return small, {"kept": kept}
+
+
+def softmax(level: float, seed: int, options: argparse.Namespace) -> Found:
+    """A network with softmax gates, which keep as many components of each group as the gates kept."""
+    model = network(options, seed)
+    made = softmax_gates(model, NETS[options.net].groups(model), chosen_by_gates(level, seed, options))
+    train(model, seed, options, decide=lambda _: [gate.discretize() for gate in made.values()])
+    kept = {title: gate.alive.nonzero().flatten().tolist() for title, gate in made.items()}
+    small, off = cut(model, options, lambda x: removed(model, x))
+    return small, {"kept": kept, "difference": off}
+
+
+def lasso(level: float, seed: int, options: argparse.Namespace) -> Found:
+    """A network under a group lasso."""
+    model, example = network(options, seed), parts_of(options)[0][:2].to(options.device)
+    groups = NETS[options.net].groups(model)
+    train(model, seed, options, pressed=lasso_groups(model, groups, level, example), decide=hold_zeros)
+    kept, norms = (
+        {},
+        {t: [float(part.detach().norm()) for part in found] for t, found in components(model, groups).items()},
+    )
+    for title, found in norms.items():
+        kept[title] = [place for place, norm in enumerate(found) if norm > 0] or [0]
+    small, off = cut(model, options, lambda x: without(model, groups, kept, x))
+    return small, {"kept": kept, "norms": norms, "difference": off}
+
+
+KINDS: dict[str, Callable[[float, int, argparse.Namespace], Found]] = {
+    "thin": thin,
+    "gates": gates,
+    "random": random,
+    "softmax": softmax,
+    "lasso": lasso,
+}
 
 
 def run(kind: str, level: float, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one network, and measure what is left of it."""
-    x, _, *parts = images(str(options.data), options.rows)
-    width, story = options.width, {}
-    if kind == "gates":
-        model = network(width, seed)
-        session = train(model, Gates(level, depth_groups(model), cost="macs", scaled=True), seed, options)
-        model.eval()
-        small = session.realize()
-        some = x[:200].to(options.device)
-        with torch.no_grad():
-            story = {"difference": float((small(some) - model(some)).abs().max())}
-        story["events"] = [[e.step, e.layer, list(e.index)] for e in session.events]
-        story["shares"] = {title: gate.shares().tolist() for title, gate in session.gates.items()}
-    else:
-        keep = None
-        if kind == "random":
-            counts = [len(stage) for stage in json_of(options, f"gates-{level:g}-{seed}")["blocks"]]
-            generator = torch.Generator().manual_seed(seed + 1000)
-            drawn = [torch.randperm(n, generator=generator)[:k].tolist() for n, k in zip(BLOCKS, counts, strict=True)]
-            keep = tuple(tuple(stage) for stage in drawn)
-        small = network(int(level) if kind == "thin" else width, seed, keep)
-        train(small, None, seed, options)
-    return story | measured(small.eval(), parts, options) | {"kind": kind, "level": level, "seed": seed}
-
-
-def measured(model: nn.Module, parts: list[Tensor], options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a trained network is worth, and costs."""
-    held = [part.to(options.device) for part in parts]
-    blocks, model = living(model), model.cpu() if options.device == "cpu" else model
+    small, story = KINDS[kind](level, seed, options)
+    held = [part.to(options.device) for part in parts_of(options)[2:]]
     with threads(1):
-        (latency,) = least_us([partial(model, held[0][:64])], seconds=1.0)
-    return {
-        "validation": accuracy(model, held[0], held[1]),
-        "test": accuracy(model, held[2], held[3]),
-        "macs": macs(model, held[0][:1]),
-        "params": sum(p.numel() for p in model.parameters()),
+        (latency,) = least_us([partial(small.eval(), held[0][:64])], seconds=options.seconds)
+    return story | {
+        "kind": kind,
+        "level": level,
+        "seed": seed,
+        "validation": accuracy(small, held[0], held[1]),
+        "test": accuracy(small, held[2], held[3]),
+        "macs": macs(small, held[0][:1]),
+        "params": sum(p.numel() for p in small.parameters()),
         "us": latency,
-        "blocks": blocks,
         "rows": options.rows,
         "epochs": options.epochs,
     }
 
 
-def json_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """Return what a run found."""
-    return json.loads((options.out / f"{name}.json").read_text(encoding="utf-8"))
+def levels_of(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the widths and strengths of each kind."""
+    net = NETS[options.net]
+    widths, strengths, lassos = (
+        [float(level) for level in given.split(",")] if given else list(known)
+        for given, known in (
+            (options.thin, net.widths),
+            (options.strengths, net.strengths),
+            (options.lassos, net.lassos),
+        )
+    )
+    return {"thin": widths, "gates": strengths, "random": strengths, "softmax": strengths, "lasso": lassos}
 
 
 def runs(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """Yield what is to be run, gates before what depends on them."""
-    strengths = [float(s) for s in options.strengths.split(",")]
-    levels = {"gates": strengths, "thin": [float(w) for w in options.thin.split(",")], "random": strengths}
-    kinds = [kind for kind in options.kinds.split(",") if kind in levels]
+    """Yield what is to be run, one seed whole before the next, gates before what depends on them."""
+    levels = levels_of(options)
     for seed in map(int, options.seeds.split(",")):
-        for kind in kinds:
+        for kind in options.kinds.split(","):
             for level in levels[kind]:
-                yield f"{kind}-{level:g}-{seed}", partial(run, kind, level, seed, options)
+                yield f"{options.net}-{kind}-{level:g}-{seed}", partial(run, kind, level, seed, options)
 
 
-def at_macs(points: list[dict[str, Any]], cost: float, key: str) -> float:
-    """Return what networks of the line through `points` reach at a cost, linear in its logarithm; nan outside."""
-    line = sorted((math.log(p["macs"]), p[key]) for p in points)
-    where = math.log(cost)
-    for (a, low), (b, high) in pairwise(line):
-        if a <= where <= b:
-            return low + (high - low) * (where - a) / (b - a)
-    return math.nan
-
-
-def table(options: argparse.Namespace) -> None:
-    """Print all runs, by kind and level, and what thinner networks reach at the same cost."""
-    found = results(options)
-    print("| | blocks | MACs | us | validation | test | thinner, same MACs: validation | test |\n|" + "---|" * 8)
-    for kind in ("thin", "gates", "random"):
-        for level in sorted({r["level"] for r in found if r["kind"] == kind}):
-            some = [r for r in found if (r["kind"], r["level"]) == (kind, level)]
-            thin = {r["seed"]: [t for t in found if t["kind"] == "thin" and t["seed"] == r["seed"]] for r in some}
-            rivals = [
-                [v for r in some if not math.isnan(v := at_macs(thin[r["seed"]], r["macs"], key))]
-                for key in ("validation", "test")
-            ]
-            blocks = " ".join("+".join(str(len(stage)) for stage in r["blocks"]) for r in some)
-            cost, us = (statistics.mean(r[key] for r in some) for key in ("macs", "us"))
-            scores = [told(r[key] for r in some) for key in ("validation", "test")]
-            shown = [told(values) for values in rivals] if kind != "thin" else ["", ""]
-            print(f"| {kind} {level:g} | {blocks} | {cost:,.0f} | {us:,.0f} | " + " | ".join([*scores, *shown]) + " |")
-    differences = [r["difference"] for r in found if "difference" in r]
-    if differences:
-        print(f"largest difference between a gated network and what it was realised to: {max(differences):.1e}")
+def time_anew(options: argparse.Namespace) -> bool:
+    """Take the times of all networks that are there, in turns, if that is asked for: of their form, untrained."""
+    if not options.latency:
+        return False
+    paths = sorted(options.out.glob(f"{options.net}-*.json"))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    side = NETS[options.net].side
+    x = torch.randn(64, 3, side, side).contiguous(memory_format=torch.channels_last).to(options.device)
+    models = []
+    for one in found:
+        model = network(options, 0, int(one["level"]) if one["kind"] == "thin" else None).eval()
+        models.append(without(model, NETS[options.net].groups(model), one["kept"], x[:2]).eval())
+    with threads(1):
+        times = least_us([partial(m, x) for m in models], seconds=options.seconds * len(models))
+    for path, one, us in zip(paths, found, times, strict=True):
+        path.write_text(json.dumps(one | {"us": us, "timed": "in turns"}), encoding="utf-8")
+    table(options)
+    return True
 
 
 def main() -> int:
     """Run what is missing, and print the table."""
-    parser = arguments(__doc__, "images", seeds="0,1,2")
-    parser.set_defaults(out=Path("results/gates/images"))
+    parser = arguments(__doc__, "gates/images", seeds="0,1,2")
+    parser.add_argument("--net", choices=NETS, default="resnet")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--width", type=int, help="of all but thinner networks; the first of these without")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--strengths", default=",".join(map(str, STRENGTHS)))
-    parser.add_argument("--thin", default="8,6,5,4", help="widths of the thinner networks; the first is the dense one")
-    parser.add_argument("--kinds", default="thin,gates,random")
-    return reproduce(parser, runs, table)
+    parser.add_argument("--strengths", help="of gates, and of what keeps as many")
+    parser.add_argument("--lassos", help="strengths of the group lasso")
+    parser.add_argument("--thin", help="widths of the thinner networks; the first is the dense one")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--seconds", type=float, default=1.0, help="for the time of each network")
+    parser.add_argument("--latency", action="store_true", help="take times anew, in turns, of all that is there")
+    return reproduce(parser, runs, table, time_anew)
 
 
 if __name__ == "__main__":

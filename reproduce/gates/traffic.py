@@ -38,7 +38,7 @@ from pared.nn.graph import Adjacency
 from pared.ops.lines import Lines
 from pared.surgery import remove_edges
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "lp_sphere"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import arguments, reproduce, results
 
 LAGS, BATCH = 12, 128
@@ -269,8 +269,7 @@ def table(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "traffic", seeds="0,1,2,3,4")
-    parser.set_defaults(out=Path("results/gates/traffic"))
+    parser = arguments(__doc__, "gates/traffic", seeds="0,1,2,3,4")
     parser.add_argument("--horizons", default="3,6,12")
     parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--names", nargs="*", help="only these matrices; all when not given")

@@ -35,13 +35,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import METHODS, Runs, accuracy, arguments, read_images, reproduce, results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pared.methods.weight_session import WeightSession
 from pared.models import mlp, wide_resnet
 from pared.optim import LpSGD, lp_groups, piecewise_linear
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Runs, accuracy, arguments, read_images, reproduce, results
+from compared import METHODS
 
 SPARSITY, BATCH, USUAL = 0.9, 128, 40
 #: Rate, rate on the sphere, and exponents, of which the last goes for all layers that are left.
@@ -350,7 +353,7 @@ def memory_cell(method: str, found: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     """Measure what is missing and print the table."""
-    parser = arguments(__doc__, "costs")
+    parser = arguments(__doc__, "lp_sphere/costs")
     parser.add_argument("--net", default="mlp", choices=list(NETS))
     parser.add_argument("--methods", default=",".join(["dense", *METHODS]))
     parser.add_argument("--parts", default="flops,memory,time")

@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Runs, accuracy, arguments, read_images, reproduce, results, told
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pared.models import mlp
 from pared.optim import LpSGD, lp_groups, piecewise_linear
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Runs, accuracy, arguments, read_images, reproduce, results, told
 
 images = cache(read_images)
 WIDTH, BATCH, VALIDATION = 100, 128, 5000
@@ -205,7 +207,7 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "depth", seeds="0,1,2")
+    parser = arguments(__doc__, "lp_sphere/depth", seeds="0,1,2")
     parser.add_argument("--depths", default="8,16,32")
     parser.add_argument("--activations", default="relu,sigmoid", help=", ".join(ACTIVATIONS))
     parser.add_argument("--draws", default="torch,he")

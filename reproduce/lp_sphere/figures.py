@@ -20,13 +20,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from bench import METHODS, SPARSITIES, results
 from hoyer import learnt, published
 from images import THEIRS
 
 from pared.ops import expected_hoyer
 from pared.report.charts import COLOURS, Series, chart, heatmap
 from pared.report.html import standalone
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import results
+from compared import METHODS, SPARSITIES
 
 #: A figure's page: its name, its title and its charts.
 Page = tuple[str, str, list[str]]

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Runs, accuracy, arguments, reproduce, results
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +30,9 @@ from pared.data.images import read_mnist
 from pared.models import cnn
 from pared.ops import cross_correlation, expected_hoyer, hoyer
 from pared.optim import LpSGD, lp_groups
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Runs, accuracy, arguments, reproduce, results
 
 #: The exponents of figures 3, 4 and 6 each, the factor of the rate, and every how many epochs.
 SETS = {"mnist": (0.3, 1, 4), "fashion-mnist": (0.4, 4, 12)}
@@ -198,7 +200,7 @@ def chance(d: int) -> float:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "hoyer")
+    parser = arguments(__doc__, "lp_sphere/hoyer")
     parser.add_argument("--set", default="fashion-mnist", choices=list(SETS))
     parser.add_argument("--p", default=EXPONENTS)
     parser.add_argument("--forms", default="momentum")

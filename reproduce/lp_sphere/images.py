@@ -21,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import METHODS, PAPER, SPARSITIES, Runs, accuracy, arguments, read_images, reproduce, results, told
 from torch import Tensor
 from torch.nn import functional as F
 
 from pared.models import wide_resnet
 from pared.optim import LpSGD, lp_groups, piecewise_linear, triangular
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Runs, accuracy, arguments, read_images, reproduce, results, told
+from compared import METHODS, PAPER, SPARSITIES
 
 #: Depth, width, channels, epochs, batch, and the side of what is cut out.
 SETS = {"mnist": (12, 1, 1, 40, 256, 0), "fashion-mnist": (18, 1, 1, 50, 256, 6), "cifar10": (22, 2, 3, 250, 512, 16)}
@@ -170,7 +173,7 @@ def cell(values: list[float], theirs: float | None) -> str:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "images")
+    parser = arguments(__doc__, "lp_sphere/images")
     parser.add_argument("--set", default="mnist", choices=list(SETS))
     parser.add_argument("--methods", default=",".join(["dense", *METHODS]))
     parser.add_argument("--sparsities", default=",".join(map(str, SPARSITIES)))

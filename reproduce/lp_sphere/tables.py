@@ -25,12 +25,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from bench import METHODS, PAPER, SPARSITIES, Runs, arguments, reproduce, results, told
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pared.models import mlp
 from pared.optim import LpSGD, lp_groups, piecewise_linear
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Runs, arguments, reproduce, results, told
+from compared import METHODS, PAPER, SPARSITIES
 
 #: Hidden widths, training and test rows, and epochs.
 SETS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
@@ -236,7 +239,7 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "tables", seeds="0,1,2")
+    parser = arguments(__doc__, "lp_sphere/tables", seeds="0,1,2")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", default=",".join(["dense", *PAPER]))
     parser.add_argument("--epochs", type=int, help="the paper's 20 or 40 if left out")

@@ -13,8 +13,9 @@ from helpers import images, network, task
 from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import Gates, UnitSession
 from pared.models import densenet, depth_groups, input_groups, resnet
-from pared.nn import Channels, Competition, Gate, Gated, SoftmaxGate
+from pared.nn import Channels, Competition, Gate, Gated, MaskConnect, SoftmaxGate
 from pared.nn.scale import Scale
+from pared.nn.top_k import TopKGate
 
 IMAGES, LABELS = images()
 
@@ -221,6 +222,21 @@ def test_gates_that_keep_a_given_number_are_refused() -> None:
         bound(model, Gates(0.1), task()[0][:2])
     with pytest.raises(ConfigError, match="expected a gate of 3"):
         Competition(branches(), gate=Gate(4))
+
+
+@pytest.mark.parametrize("kind", [SoftmaxGate, MaskConnect])
+def test_what_they_killed_is_removed_once_they_are_discretized(kind: type[TopKGate]) -> None:
+    gate = kind(3, k=2)
+    model, x = nn.Sequential(Competition(branches(), gate=gate)), task()[0]
+    with torch.no_grad():
+        gate.theta.copy_(torch.tensor([0.4, 0.2, 0.8]))
+    gate.discretize()
+    before = model.eval()(x)
+    session = bound(model, Gates(0.0), x[:2])
+    small = session.realize()
+    assert [list(event.index) for event in session.events] == [[1]]
+    torch.testing.assert_close(small.eval()(x), before, rtol=1e-5, atol=1e-5)
+    assert sum(isinstance(module, nn.Linear) for module in small.modules()) == 2
 
 
 def test_a_session_of_another_network_is_refused_and_nothing_changes() -> None:

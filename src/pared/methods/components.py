@@ -115,6 +115,7 @@ class Members:
 
     def remove(self, session: UnitSession) -> None:
         """Remove them, with what is dead, from model, optimizer and averaged copies."""
+        lost: dict[str, list[int]] = {}
         for title, gate in session.competing.items():
             members = members_of(session.net, gate)
             dead = [name for name, member in members.items() if not bool(gate.alive[member.place])]
@@ -124,30 +125,32 @@ class Members:
                 session.tell(event)
                 session.recount()
             if not members and title not in session.slots and not bool(gate.alive.all()):
-                self._lose(session, title, gate)
+                gone = gate.alive.logical_not().nonzero().flatten().tolist()
+                lost[title] = gone[1:] if len(gone) == len(gate.alive) else gone  # one stays, whoever killed all
+        for title in self._lose(session, lost):
+            left = len(session.competing[title].theta)
+            session.tell(Event(session.steps, title, len(lost[title]), left, tuple(lost[title])))
 
-    def _lose(self, session: UnitSession, title: str, gate: Competing) -> None:
-        """Let the module around a gate lose what is dead; it keeps one component, whoever killed all."""
-        gone = gate.alive.logical_not().nonzero().flatten().tolist()
-        gone = gone[1:] if len(gone) == len(gate.alive) else gone
-        if self._without(session, title, gone):
-            session.tell(Event(session.steps, title, len(gone), len(gate.theta), tuple(gone)))
-
-    def _without(self, session: UnitSession, title: str, gone: Sequence[int]) -> bool:
-        loser = loser_of(session.net, session.competing[title])
-        if loser is None or not gone:
-            return False
-        name, module = loser
-        plan = module.without(gone, sizes_of(session.competing[title]), name)
-        surgery.apply(plan, session.model, optimizer=session.optimizer, ema=session.followers)
-        lost = set(gone)
-        session.kept[title] = [factor for place, factor in enumerate(session.kept[title]) if place not in lost]
-        if isinstance(module, surgery.Edges):  # no other component costs less by that: a new graph can wait
-            session.outdate(self.example)
-            session.recount()
-        else:
+    def _lose(self, session: UnitSession, lost: Mapping[str, Sequence[int]]) -> list[str]:
+        """Let the modules around gates lose components, by title, and return the titles of those that did."""
+        done: dict[str, Loser] = {}
+        for title, gone in lost.items():
+            loser = loser_of(session.net, session.competing[title])
+            if loser is None or not gone:
+                continue
+            name, module = loser
+            plan = module.without(gone, sizes_of(session.competing[title]), name)
+            surgery.apply(plan, session.model, optimizer=session.optimizer, ema=session.followers)
+            left = {session.kept[title][place] for place in gone}
+            session.kept[title] = [factor for factor in session.kept[title] if factor not in left]
+            done[title] = module
+        if all(isinstance(module, surgery.Edges) for module in done.values()):
+            if done:  # nothing else costs less by that: a new graph can wait
+                session.outdate(self.example)
+                session.recount()
+        else:  # once for all: it takes longer than what was done
             self.trace(session)
-        return True
+        return list(done)
 
     def trace(self, session: UnitSession) -> None:
         """Let the session's graph be true again, and count."""
@@ -189,8 +192,7 @@ class Members:
         self.removed[:] = pairs
         if new:
             self.trace(session)
-        for title, gone in self._lost(session, kept).items():
-            self._without(session, title, gone)
+        self._lose(session, self._lost(session, kept))
 
     def _lost(self, session: UnitSession, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
         """Where, among what gates without a slot have now, the components are that a saved session no longer had."""

@@ -88,10 +88,10 @@ class Gates(UnitMethod):
             if not competing_in(model, titles):
                 place_switches(model, example, self._unit_gate)
             gates, graph = competing_in(model, titles), surgery.graph(model, example)
-            if any(isinstance(gate, TopKGate) for gate in gates.values()):
+            if any(isinstance(gate, TopKGate) and int(gate.alive.sum()) > gate.k for gate in gates.values()):
                 raise ConfigError(
                     "the network holds gates that keep a given number of components, of whom a share of 0 says nothing; "
-                    "train it without Gates, and call their discretize() at the end"
+                    "train it without Gates, call their discretize() at the end, and bind Gates to remove what that killed"
                 )
             paths = {id(module): name for name, module in model.named_modules()}
             others = [t for t, gate in gates.items() if members_of(model, gate) or loser_of(model, gate) is not None]

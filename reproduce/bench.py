@@ -1,4 +1,4 @@
-"""What the scripts of the L_p sphere share: the methods, images, means over seeds, and runs that are not run again."""
+"""What scripts share: images, means over seeds, and runs that are not run again."""
 
 import argparse
 import importlib
@@ -19,35 +19,9 @@ from torch import Tensor, nn
 
 import pared
 from pared.data.images import read_mnist
-from pared.methods import SDR, SET, SNFS, SNIP, DeepR, GradualMagnitude, LpSS, RigL, SNIPDynamic, Static, WeightMethod
-from pared.topology import Cosine
 
-SPARSITIES = (0.5, 0.8, 0.9)
-#: The columns of table 4, in its order. What it calls SNIP drops and grows by gradients.
-PAPER: dict[str, Callable[[float, int], WeightMethod]] = {
-    "SET": lambda s, total: SET(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
-    "Static": lambda s, total: Static(s),
-    "RigL": lambda s, total: RigL(s, every=often(total, 60), begin=0.2, end=0.8, fraction=Cosine(0.2)),
-    "SNIP": lambda s, total: SNIPDynamic(s, every=often(total, 60)),
-    "LpSS": lambda s, total: LpSS(s, every=often(total, 200), threshold=Cosine(0.2)),
-}
-#: And those that table 1 speaks of only, and SNIP as it was published.
-MORE: dict[str, Callable[[float, int], WeightMethod]] = {
-    "SNIP once": lambda s, total: SNIP(s),
-    "DeepR": lambda s, total: DeepR(s),
-    "soft DeepR": lambda s, total: DeepR(s, soft=True),
-    "SNFS": lambda s, total: SNFS(s, every=often(total, 60), end=0.8, fraction=Cosine(0.2)),
-    "SDR": lambda s, total: SDR(s, every=often(total, 60), begin=0.2, end=0.8),
-    "gradual": lambda s, total: GradualMagnitude(s, every=often(total, 60), begin=0.2, end=0.8),
-}
-METHODS = PAPER | MORE
 #: Runs that were asked for: the name of each, and what it is done by.
 Runs = Iterable[tuple[str, Callable[[], dict[str, Any]]]]
-
-
-def often(total: int, times: int) -> int:
-    """Return the steps between two changes: the paper's 40, or fewer where that would be fewer than `times` in a run."""
-    return min(40, max(1, total // times))
 
 
 def read_images(data: Path, name: str, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -91,10 +65,10 @@ def told(values: Iterable[float]) -> str:
 
 
 def arguments(doc: str | None, out: str, *, seeds: str = "0") -> argparse.ArgumentParser:
-    """Return a parser of what all scripts take."""
+    """Return a parser of what all scripts take; results go to results/`out`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("PARED_DATA"))
-    parser.add_argument("--out", type=Path, default=Path("results/lp_sphere") / out)
+    parser.add_argument("--out", type=Path, default=Path("results") / out)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=math.inf, help="minutes after which no further run begins")
     parser.add_argument("--seeds", default=seeds)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.batch_major import BatchMajor
 from pared.nn.witness import Witness
 from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
@@ -223,25 +222,6 @@ class SparseLayer(nn.Module):
         if not (held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col)):
             _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
         self.set_pattern(pattern)  # the same one too, as what follows from it may have been lost
-
-
-def dense(model: nn.Module) -> nn.Module:
-    """Return `model` with every sparse layer in it, itself perhaps, made a dense one; in place but for itself.
-
-    What only turns tensors for sparse layers becomes the identity.
-    """
-    if isinstance(model, SparseLayer):
-        return model.to_dense_layer()
-    made: dict[int, nn.Module] = {}  # a layer in two places stays one
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, SparseLayer):
-                if id(child) not in made:
-                    made[id(child)] = child.to_dense_layer()
-                parent._modules[name] = made[id(child)]
-            elif isinstance(child, BatchMajor):
-                parent._modules[name] = nn.Identity().train(child.training)
-    return model
 
 
 def ready(x: Tensor, values: Tensor, bias: Tensor | None, col: Tensor) -> Tensor:

@@ -74,7 +74,11 @@ def _sparse(layers: list[nn.Module], x: Tensor) -> tuple[int, Tensor] | None:
     features_major = x.t()
     if not (features_major.is_contiguous() or x.is_contiguous()):
         features_major = features_major.contiguous()
-    return count, native.stack(stack, features_major).t()
+    together = [
+        (crow, col, values.contiguous(), None if bias is None else bias.contiguous(), relu)
+        for crow, col, values, bias, relu in stack
+    ]
+    return count, native.stack(together, features_major).t()
 
 
 def _dense(layers: list[nn.Module], x: Tensor) -> tuple[int, Tensor] | None:

@@ -16,7 +16,7 @@ from pared.nn import BatchMajor, SparseLinear, SparseSequential
 from pared.nn.dense import dense
 
 
-def stack(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> SparseSequential:
+def stack(dtype: torch.dtype = torch.float32, *, bias: bool = True, turn: bool = True) -> SparseSequential:
     generator, sizes = torch.Generator().manual_seed(0), (12, 40, 33, 20)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
@@ -24,7 +24,7 @@ def stack(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> SparseSeq
             SparseLinear(inputs, outputs, density=0.3, bias=bias, generator=generator, dtype=dtype),
             nn.ReLU(inplace=bool(len(layers))),
         ]
-    return SparseSequential(*layers, BatchMajor(), nn.Linear(20, 3, bias, dtype=dtype))
+    return SparseSequential(*layers, BatchMajor() if turn else nn.Identity(), nn.Linear(20, 3, bias, dtype=dtype))
 
 
 def as_called_one_by_one(model: nn.Sequential, x: Tensor) -> Tensor:
@@ -33,9 +33,12 @@ def as_called_one_by_one(model: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-@given(st.integers(0, 99), st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.booleans())
-def test_it_gives_what_its_layers_give(batch: int, bias: bool, dtype: torch.dtype, features_major: bool) -> None:
-    model, x = stack(dtype, bias=bias), torch.randn(batch, 12, dtype=dtype, generator=torch.Generator().manual_seed(1))
+@given(st.integers(0, 99), st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.booleans(), st.booleans())
+def test_it_gives_what_its_layers_give(
+    batch: int, bias: bool, dtype: torch.dtype, features_major: bool, turn: bool
+) -> None:
+    model = stack(dtype, bias=bias, turn=turn)
+    x = torch.randn(batch, 12, dtype=dtype, generator=torch.Generator().manual_seed(1))
     x = x.t().contiguous().t() if features_major else x
     expected = as_called_one_by_one(model, x)
     before = x.clone()

@@ -138,6 +138,7 @@ class SparseLayer(nn.Module):
         buffers = self._buffers  # an attribute of a module takes half a microsecond, and a product perhaps twenty
         return [buffers[name] for name in _INDICES]  # pyright: ignore[reportReturnType]
 
+    @torch.inference_mode(False)  # whose tensors could never be trained with again
     @torch.no_grad()
     def repattern(self, pattern: Pattern, source: Tensor | None = None) -> Tensor:
         """Change where weights live, and return `source`, for whatever else has a number per weight.
@@ -168,6 +169,7 @@ class SparseLayer(nn.Module):
         self.set_pattern(pattern)
         return source
 
+    @torch.inference_mode(False)
     def set_pattern(self, pattern: Pattern) -> None:
         """Say where the values belong that are there, or are about to be put there."""
         for name in _INDICES:  # its own copies: what averages or moves one layer's buffers leaves others alone
@@ -211,6 +213,7 @@ class SparseLayer(nn.Module):
             )
         return Pattern.from_csr(crow, col, columns)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor, *, assign: bool) -> None:
         """Make room for what is about to be copied into this layer, or to replace its tensors."""

@@ -388,4 +388,5 @@ def test_what_is_loaded_or_rewired_in_inference_mode_can_be_trained() -> None:
         with torch.inference_mode():
             layer.repattern(Pattern.random(5, 6, density))
         layer(x).sum().backward()
+        assert layer.values.grad is not None
         assert len(layer.values.grad) == layer.count

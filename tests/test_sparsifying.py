@@ -1,7 +1,7 @@
 """Which layers become sparse, and that answers stay."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -76,6 +76,53 @@ def test_a_session_makes_its_network_so(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.allclose(small(x), session.realize().eval()(x), atol=1e-6)
     assert not small.training
     assert not any(isinstance(one, SparseLinear) for one in session.realize(sparse=True).modules())
+
+
+def test_layers_in_several_places_stay_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stack = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+            self.again, self.first = self.stack, cast(nn.Linear, self.stack[0])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.first(self.again(self.stack(x)))
+
+    model, x = Twice().requires_grad_(False), torch.randn(7, 6)
+    model.first.weight[:, 1:] = 0.0
+    made: Any = pared.sparsify(model, x).model
+    assert made.first is made.stack[0]
+    assert isinstance(made.first, SparseLinear)
+    assert made.again is made.stack
+    assert isinstance(made.again, SparseSequential)
+    assert torch.allclose(made(x), model(x), atol=1e-6)
+
+
+def test_layers_whose_weight_the_network_looks_at_stay_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.looked_at, self.named = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.named(input=self.looked_at(x.to(self.looked_at.weight.dtype)))
+
+    for model, names, shape in (
+        (Looking(), [("looked_at", False), ("named", True)], (7, 6)),
+        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), [("linear1", False), ("linear2", False)], (1, 7, 6)),
+    ):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.2)
+        x = torch.randn(shape)
+        found = pared.sparsify(model, x)
+        assert [(one.name, one.sparse) for one in found.layers] == names
+        with torch.inference_mode():
+            assert torch.allclose(found.model(x), model.eval()(x), atol=1e-5)
 
 
 def test_convolutions_are_considered_at_the_size_of_their_images(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.measure.latency import least_us
+from pared.nn.dense import replaced, retyped
 from pared.nn.sparse_conv import SparseConv2d
 from pared.nn.sparse_linear import SparseLinear
 from pared.nn.sparse_sequential import SparseSequential
@@ -59,8 +60,9 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
     Every `nn.Linear` and `nn.Conv2d` is timed against a `SparseLinear` or `SparseConv2d` with as many weights, for as many
     rows, or images of the size, as it gets of `example`, on as many threads as torch uses now; measurements are remembered
     while the process lives. An `nn.Sequential` with sparse layers becomes a `SparseSequential`. If the whole network is not
-    faster with what was chosen, all layers stay dense. Subclasses, layers with hooks, parametrizations or tied weights, and
-    convolutions with groups or other padding than zeros are left alone.
+    faster with what was chosen, all layers stay dense. Subclasses, layers with hooks, parametrizations or tied weights,
+    convolutions with groups or other padding than zeros, and layers whose `weight` the network looks at by itself, as
+    `nn.TransformerEncoderLayer` does, are left alone. A layer in several places stays one.
 
     Args:
         model: a network with zeros in its weights, as `session.realize()` returns it.
@@ -76,24 +78,46 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
     dense = copy.deepcopy(model).eval()
     _cut(dense, threshold)
     sizes = _sizes(dense, lambda: dense(*args, **kwargs))
-    sparse, layers = copy.deepcopy(dense), []
-    for name, layer in _dense_layers(sparse).items():
-        if name in sizes:
-            layers.append(_choose(name, layer, sizes[name]))
-            if layers[-1].sparse:
-                made = _sparse(layer)
-                sparse = made if sparse is layer else sparse
-                if name:
-                    sparse.set_submodule(name, made)
-    sparse = _stacked(sparse)
-    if not any(one.sparse for one in layers):
+    layers = [_choose(name, layer, sizes[name]) for name, layer in _dense_layers(dense).items() if name in sizes]
+    taken = [one.name for one in layers if one.sparse]
+    sparse = _with_sparse(dense, taken)
+    if not _goes(sparse, args, kwargs):
+        taken = [name for name in taken if _goes(_with_sparse(dense, [name]), args, kwargs)]
+        sparse = _with_sparse(dense, taken)
+    if not taken:
         before = least_us([lambda: dense(*args, **kwargs)])[0]
-        return Sparsified(dense, tuple(layers), before, before)
+        return Sparsified(dense, _told(layers, taken), before, before)
     before, after = least_us([lambda: dense(*args, **kwargs), lambda: sparse(*args, **kwargs)])
     if after > before:
-        kept = tuple(Choice(**{**vars(one), "sparse": False}) for one in layers)
-        return Sparsified(dense, kept, before, before)
-    return Sparsified(sparse, tuple(layers), before, after)
+        return Sparsified(dense, _told(layers, []), before, before)
+    return Sparsified(sparse, _told(layers, taken), before, after)
+
+
+def _with_sparse(dense: nn.Module, names: Collection[str]) -> nn.Module:
+    """Return a copy in which the layers of these names are sparse, and sequences of such ones such as copy less."""
+    model = copy.deepcopy(dense)
+    model = replaced(model, {id(one): _sparse(one) for name, one in _dense_layers(model).items() if name in names})
+    stacks = {
+        id(module): retyped(module, SparseSequential())
+        for module in model.modules()
+        if type(module) is nn.Sequential and any(isinstance(one, SparseLinear) for one in module)
+    }
+    return replaced(model, stacks)
+
+
+def _goes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether its forward pass does without what sparse layers lack, as a `weight` is, which it may look at itself."""
+    try:
+        with torch.inference_mode():
+            model(*args, **kwargs)
+    except (AttributeError, TypeError):
+        return False
+    return True
+
+
+def _told(layers: Sequence[Choice], taken: Collection[str]) -> tuple[Choice, ...]:
+    """Return the choices with what was taken in the end."""
+    return tuple(replace(one, sparse=one.name in taken) for one in layers)
 
 
 def _dense_layers(model: nn.Module) -> dict[str, Dense]:
@@ -114,19 +138,6 @@ def _dense_layers(model: nn.Module) -> dict[str, Dense]:
     }
 
 
-def _stacked(model: nn.Module) -> nn.Module:
-    """Return `model` with its sequences of sparse layers, itself perhaps, made such as copy less; in place but for itself."""
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Sequential and any(isinstance(one, SparseLinear) for one in module):
-            made = SparseSequential()
-            made.__dict__.update(module.__dict__)
-            if name:
-                model.set_submodule(name, made)
-            else:
-                model = made
-    return model
-
-
 @torch.no_grad()
 def _cut(model: nn.Module, threshold: float) -> None:
     for layer in _dense_layers(model).values():
@@ -143,14 +154,14 @@ def _sizes(model: nn.Module, call: Callable[[], object]) -> dict[str, tuple[int,
     handles = []
     for name, layer in _dense_layers(model).items():
 
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            x = inputs[0]
+        def note(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], name: str = name) -> None:
+            x = inputs[0] if inputs else named["input"]
             if isinstance(module, nn.Linear):
                 sizes[name] = (x.numel() // max(1, x.shape[-1]),)
             else:
                 sizes[name] = (x.shape[:-3].numel(), *x.shape[-2:])
 
-        handles.append(layer.register_forward_pre_hook(note))
+        handles.append(layer.register_forward_pre_hook(note, with_kwargs=True))
     try:
         with evaluating(model), torch.no_grad():
             call()

@@ -1,6 +1,7 @@
 """The compiled kernels against torch's own and plain dense products, for every instruction set of this processor."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_a_stack_is_its_layers_one_after_the_other(
         assert torch.equal(cut, plain.relu())
         expected = cut if relu else plain
     assert torch.equal(native.stack(layers, x, isa=isa), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])
+def test_a_matrix_without_columns_gives_the_bias(isa: int) -> None:
+    crow, none, bias = torch.zeros(4, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), draw(0, 3)
+    with ThreadPoolExecutor(1) as fresh:  # a thread that has no scratch yet
+        for batch in (1, 3, 400):
+            got = fresh.submit(native.product, crow, none, None, draw(0, 0), bias, draw(0, 0, batch), isa=isa).result()
+            assert torch.equal(got, bias.unsqueeze(1).expand(3, batch))
+            assert not len(fresh.submit(native.dots, crow, none, None, draw(0, 3, batch), draw(0, 0, batch)).result())
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: INSTRUCTIONS[isa])

@@ -60,3 +60,13 @@ def test_it_carries_derivatives_forward() -> None:
     assert first.bias is not None
     got = torch.func.jvp(nn.Sequential(first, BatchMajor()), (x,), (x,))
     torch.testing.assert_close(got, (first(x), first(x) - first.bias))
+
+
+def test_functions_of_torch_look_through_it() -> None:
+    turn, x = BatchMajor(), torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(torch.func.vmap(turn)(x), x)
+    assert torch.equal(torch.func.grad(lambda z: turn(z).square().sum())(x), 2 * x)
+    z = x.requires_grad_()
+    many = torch.randn(3, 5, 6, dtype=torch.float64)
+    (got,) = torch.autograd.grad(turn(z.sin()), z, many, is_grads_batched=True)
+    torch.testing.assert_close(got, many * z.cos())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pared
 from pared.errors import ConfigError, RunError
 from pared.nn import SparseConv2d, SparseLinear
-from pared.nn.sparse_layer import dense
+from pared.nn.dense import dense
 from pared.ops import Pattern
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}

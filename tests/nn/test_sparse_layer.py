@@ -374,3 +374,19 @@ def test_networks_compile_and_export_whole() -> None:
     assert "csr_product" in program.graph_module.code
     longer = draw(1, 9, 6)
     torch.testing.assert_close(program.module()(longer), model(longer))
+
+
+def test_what_is_loaded_or_rewired_in_inference_mode_can_be_trained() -> None:
+    x = torch.randn(3, 6)
+    for density in (0.5, 0.7):
+        layer, other = SparseLinear(6, 5, density=0.5), SparseLinear(6, 5, density=density)
+        state = other.state_dict()
+        with torch.inference_mode():
+            layer.load_state_dict(state)
+        assert torch.equal(layer(x), other(x))
+        layer(x).sum().backward()
+        with torch.inference_mode():
+            layer.repattern(Pattern.random(5, 6, density))
+        layer(x).sum().backward()
+        assert layer.values.grad is not None
+        assert len(layer.values.grad) == layer.count

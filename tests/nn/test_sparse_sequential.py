@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pared.native import disabled
 from pared.nn import BatchMajor, SparseLinear, SparseSequential
+from pared.nn.dense import dense
 
 
-def stack(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> SparseSequential:
+def stack(dtype: torch.dtype = torch.float32, *, bias: bool = True, turn: bool = True) -> SparseSequential:
     generator, sizes = torch.Generator().manual_seed(0), (12, 40, 33, 20)
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
@@ -23,7 +24,7 @@ def stack(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> SparseSeq
             SparseLinear(inputs, outputs, density=0.3, bias=bias, generator=generator, dtype=dtype),
             nn.ReLU(inplace=bool(len(layers))),
         ]
-    return SparseSequential(*layers, BatchMajor(), nn.Linear(20, 3, bias, dtype=dtype))
+    return SparseSequential(*layers, BatchMajor() if turn else nn.Identity(), nn.Linear(20, 3, bias, dtype=dtype))
 
 
 def as_called_one_by_one(model: nn.Sequential, x: Tensor) -> Tensor:
@@ -32,9 +33,12 @@ def as_called_one_by_one(model: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-@given(st.integers(0, 99), st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.booleans())
-def test_it_gives_what_its_layers_give(batch: int, bias: bool, dtype: torch.dtype, features_major: bool) -> None:
-    model, x = stack(dtype, bias=bias), torch.randn(batch, 12, dtype=dtype, generator=torch.Generator().manual_seed(1))
+@given(st.integers(0, 99), st.booleans(), st.sampled_from([torch.float32, torch.float64]), st.booleans(), st.booleans())
+def test_it_gives_what_its_layers_give(
+    batch: int, bias: bool, dtype: torch.dtype, features_major: bool, turn: bool
+) -> None:
+    model = stack(dtype, bias=bias, turn=turn)
+    x = torch.randn(batch, 12, dtype=dtype, generator=torch.Generator().manual_seed(1))
     x = x.t().contiguous().t() if features_major else x
     expected = as_called_one_by_one(model, x)
     before = x.clone()
@@ -77,8 +81,8 @@ def test_hooks_are_called_and_see_what_they_would(place: int) -> None:
 
 def test_layers_of_other_kinds_stand_between() -> None:
     class Doubled(SparseLinear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * 2
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) * 2
 
     generator, x = torch.Generator().manual_seed(0), torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     layers = [
@@ -125,3 +129,25 @@ def test_copies_files_and_compilers_take_it_as_a_sequential() -> None:
         plain.load_state_dict(model.state_dict())
         torch.testing.assert_close(plain(x), expected)
         torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+def test_numbers_that_lie_apart_are_taken_as_by_the_layers() -> None:
+    model, x = stack(), torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    first = model[0]
+    assert isinstance(first, SparseLinear)
+    changed = {"0.values": torch.randn(first.count, 2)[:, 0], "2.bias": torch.ones(1).expand(33)}
+    with torch.no_grad():
+        got = torch.func.functional_call(model, changed, (x,))
+        torch.testing.assert_close(got, torch.func.functional_call(nn.Sequential(*model), changed, (x,)))
+
+
+def test_its_dense_twin_is_a_plain_sequential() -> None:
+    model, x = stack(), torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    model[4].eval()
+    nested = SparseSequential(model[:4], nn.Sequential(model[4:], model[:0]))
+    nested.register_forward_hook(lambda *given: given[-1] + 1)
+    expected = nested(x)
+    plain: Any = dense(nested)
+    assert {type(module) for module in plain.modules()} == {nn.Sequential, nn.Linear, nn.ReLU, nn.Identity}
+    assert [module.training for module in (plain, plain[0], plain[1][0][0])] == [True, True, False]
+    torch.testing.assert_close(plain(x), expected)

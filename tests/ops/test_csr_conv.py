@@ -62,6 +62,8 @@ def test_derivatives_are_carried_forward_too() -> None:
     dense, x, t = layer.to_conv(), draw(0, 2, 2, 5, 4), draw(1, 2, 2, 5, 4)
     for got, expected in zip(torch.func.jvp(layer, (x,), (t,)), torch.func.jvp(dense, (x,), (t,)), strict=True):
         torch.testing.assert_close(got, expected)
+    got, expected = (torch.func.grad(lambda a, f=f: f(a).square().sum())(x) for f in (layer, dense))
+    torch.testing.assert_close(got, expected)
     with pytest.raises(ConfigError, match="carry no derivatives forward"):
         torch.func.jvp(
             lambda a: torch.ops.pared.csr_conv(

@@ -158,6 +158,41 @@ def test_derivatives_are_carried_forward_too(mask: Tensor) -> None:
             torch.testing.assert_close(unpacked.tangent, 2 * unpacked.primal)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.hessian calls it
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("mask", PATTERNS)
+def test_functions_of_torch_derive_it(mask: Tensor) -> None:
+    pattern = Pattern.from_mask(mask)
+    primals = x, *weights = [t.detach() for t in inputs(pattern, 3)]
+
+    def sparse(a: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        return sparse_linear(a, v, pattern, b).sin().square().sum()
+
+    def twin(a: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        return (pattern.to_dense(v) @ a + b.unsqueeze(1)).sin().square().sum()
+
+    def one_by_one(function: Any) -> Any:  # a gradient per sample
+        return torch.func.vmap(torch.func.grad(function, argnums=(0, 1, 2)), (1, None, None))
+
+    def all_at_once(function: Any) -> Any:
+        return torch.func.grad(
+            lambda a, *rest: torch.func.vmap(function, (1, None, None))(a, *rest).sum(), argnums=(0, 1)
+        )
+
+    torch.testing.assert_close(torch.func.grad(sparse, (0, 1, 2))(*primals), torch.func.grad(twin, (0, 1, 2))(*primals))
+    torch.testing.assert_close(torch.func.hessian(sparse)(*primals), torch.func.hessian(twin)(*primals))
+    for form in one_by_one, all_at_once:
+        torch.testing.assert_close(form(sparse)(x.unsqueeze(2), *weights), form(twin)(x.unsqueeze(2), *weights))
+
+
+def test_a_batch_of_gradients_comes_back_through_what_learns_nothing() -> None:
+    pattern = Pattern.random(5, 6, 0.5, torch.Generator().manual_seed(0))
+    x, values, bias = inputs(pattern, 4)
+    values, x, many = values.detach(), x.detach().requires_grad_(), draw(9, 3, 5, 4)
+    (got,) = torch.autograd.grad(sparse_linear(x, values, pattern, bias), x, many, is_grads_batched=True)
+    torch.testing.assert_close(got, pattern.to_dense(values).t() @ many)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch.func.jvp calls it
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_derivatives_that_are_carried_forward_compile(backend: str) -> None:

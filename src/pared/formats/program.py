@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pared.errors import RunError
 from pared.formats.onnx import quiet
-from pared.nn.sparse_layer import SparseLayer, dense
+from pared.nn.dense import dense
+from pared.nn.sparse_layer import SparseLayer
 from pared.storage import write_atomically
 
 #: Largest difference to torch, relative to the largest output (but at least to 1).

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from pared.errors import ConfigError, RunError
 from pared.methods.session import Session, check_format
-from pared.nn.sparse_layer import SparseLayer, dense
+from pared.nn.dense import dense
+from pared.nn.sparse_layer import SparseLayer
 from pared.optim.base import SphereOptimizer
 from pared.sparsifying import sparsify
 from pared.surgery.trace import Example, evaluating

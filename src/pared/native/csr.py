@@ -64,8 +64,8 @@ class _Link(ctypes.Structure):
 def stack(layers: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None, bool]], x: Tensor, *, isa: int = -1) -> Tensor:
     """Return what layers A x + bias make of `x` (inner, batch) one after the other, (rows of the last, batch).
 
-    A layer is (crow, col, values, bias, relu); with `relu` numbers below 0 become 0. `x` may be the transpose of a contiguous
-    matrix, and is turned then. What lies between layers is memory that is kept for the next call.
+    There is one layer at least, each (crow, col, values, bias, relu); with `relu` numbers below 0 become 0. `x` may be the
+    transpose of a contiguous matrix, and is turned then. What lies between layers is memory that is kept for the next call.
 
     Raises:
         ConfigError: a tensor is not what the kernel takes.

@@ -125,13 +125,14 @@ class SparseConv2d(SparseLayer):
         """Return a dense copy."""
         return self.to_conv()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of `x`.
+    def forward(self, input: Tensor) -> Tensor:  # the name that `nn.Conv2d` has given it
+        """Return the convolution of `input`.
 
         Raises:
-            ValueError: `x` is no image or images of `in_channels` channels, or smaller than the kernel.
-            ConfigError: there is no kernel for the type or the device, or `x` differs in them.
+            ValueError: it is no image or images of `in_channels` channels, or smaller than the kernel.
+            ConfigError: there is no kernel for the type or the device, or `input` differs in them.
         """
+        x = input
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"expected images ({self.in_channels}, height, width) or (n, {self.in_channels}, height, width), got "

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.batch_major import BatchMajor
 from pared.nn.witness import Witness
 from pared.ops.csr_torch import DEVICES
 from pared.ops.pattern import Pattern
@@ -139,6 +138,7 @@ class SparseLayer(nn.Module):
         buffers = self._buffers  # an attribute of a module takes half a microsecond, and a product perhaps twenty
         return [buffers[name] for name in _INDICES]  # pyright: ignore[reportReturnType]
 
+    @torch.inference_mode(False)  # whose tensors could never be trained with again
     @torch.no_grad()
     def repattern(self, pattern: Pattern, source: Tensor | None = None) -> Tensor:
         """Change where weights live, and return `source`, for whatever else has a number per weight.
@@ -169,6 +169,7 @@ class SparseLayer(nn.Module):
         self.set_pattern(pattern)
         return source
 
+    @torch.inference_mode(False)
     def set_pattern(self, pattern: Pattern) -> None:
         """Say where the values belong that are there, or are about to be put there."""
         for name in _INDICES:  # its own copies: what averages or moves one layer's buffers leaves others alone
@@ -212,6 +213,7 @@ class SparseLayer(nn.Module):
             )
         return Pattern.from_csr(crow, col, columns)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _take_pattern(self, crow: Tensor, col: Tensor, values: Tensor, *, assign: bool) -> None:
         """Make room for what is about to be copied into this layer, or to replace its tensors."""
@@ -223,25 +225,6 @@ class SparseLayer(nn.Module):
         if not (held and torch.equal(pattern.crow, self.crow) and torch.equal(pattern.col, self.col)):
             _resize(self.values, torch.empty(pattern.count, device=self.values.device, dtype=self.values.dtype))
         self.set_pattern(pattern)  # the same one too, as what follows from it may have been lost
-
-
-def dense(model: nn.Module) -> nn.Module:
-    """Return `model` with every sparse layer in it, itself perhaps, made a dense one; in place but for itself.
-
-    What only turns tensors for sparse layers becomes the identity.
-    """
-    if isinstance(model, SparseLayer):
-        return model.to_dense_layer()
-    made: dict[int, nn.Module] = {}  # a layer in two places stays one
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, SparseLayer):
-                if id(child) not in made:
-                    made[id(child)] = child.to_dense_layer()
-                parent._modules[name] = made[id(child)]
-            elif isinstance(child, BatchMajor):
-                parent._modules[name] = nn.Identity().train(child.training)
-    return model
 
 
 def ready(x: Tensor, values: Tensor, bias: Tensor | None, col: Tensor) -> Tensor:

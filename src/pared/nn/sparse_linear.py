@@ -93,13 +93,14 @@ class SparseLinear(SparseLayer):
         """Return a dense copy."""
         return self.to_linear()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x A^T + b.
+    def forward(self, input: Tensor) -> Tensor:  # the name that `nn.Linear` has given it
+        """Return input A^T + b.
 
         Raises:
             ValueError: the last axis is not `in_features` long.
-            ConfigError: there is no kernel for the type or the device, or `x` differs in them.
+            ConfigError: there is no kernel for the type or the device, or `input` differs in them.
         """
+        x = input
         if x.ndim < 1 or x.shape[-1] != self.in_features:
             raise ValueError(f"expected {self.in_features} features on the last axis, got shape {tuple(x.shape)}")
         values, bias = self.values, self.bias

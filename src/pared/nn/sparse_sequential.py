@@ -17,10 +17,10 @@ MANY = 32
 class SparseSequential(nn.Sequential):
     """An `nn.Sequential` that computes the same faster where nothing is derived, as in `torch.inference_mode()`.
 
-    `SparseLinear`s that follow one another, with or without an `nn.ReLU` behind each, are then one call of our kernels, and a
-    `BatchMajor` and an `nn.Linear` of few outputs behind it one product that turns these few only. That is for matrices on
-    the CPU, in the layers' own type; layers with hooks and those of subclasses are called as always. `pared.sparsify` puts
-    it in the place of plain ones.
+    `SparseLinear`s that follow one another, with or without an `nn.ReLU` behind each, are then one call of our kernels,
+    and an `nn.Linear` of few outputs behind them, after a `BatchMajor` or not, a product that turns these few only. That is
+    for matrices on the CPU, in the layers' own type; layers with hooks and those of subclasses are called as always.
+    `pared.sparsify` puts it in the place of plain ones.
 
     Shapes: as its layers say.
     """
@@ -74,13 +74,18 @@ def _sparse(layers: list[nn.Module], x: Tensor) -> tuple[int, Tensor] | None:
     features_major = x.t()
     if not (features_major.is_contiguous() or x.is_contiguous()):
         features_major = features_major.contiguous()
-    return count, native.stack(stack, features_major).t()
+    together = [
+        (crow, col, values.contiguous(), None if bias is None else bias.contiguous(), relu)
+        for crow, col, values, bias, relu in stack
+    ]
+    return count, native.stack(together, features_major).t()
 
 
 def _dense(layers: list[nn.Module], x: Tensor) -> tuple[int, Tensor] | None:
-    """Return the same of a `BatchMajor` and a dense layer, where it is better to turn what comes out of that one."""
-    turn, layer = layers[0], layers[1] if len(layers) > 1 else None
-    if type(turn) is not BatchMajor or type(layer) is not nn.Linear or not (_bare(turn) and _bare(layer)):
+    """Return the same of a dense layer, and a `BatchMajor` before it, where it is better to turn what comes out."""
+    count = 2 if type(layers[0]) is BatchMajor and _bare(layers[0]) else 1
+    layer = layers[count - 1] if count <= len(layers) else None
+    if type(layer) is not nn.Linear or not _bare(layer):
         return None
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     if weight is None or not len(x) >= MANY > len(weight) or not plain(x, weight, bias):
@@ -88,4 +93,4 @@ def _dense(layers: list[nn.Module], x: Tensor) -> tuple[int, Tensor] | None:
     if x.dtype is not weight.dtype or x.shape[1] != weight.shape[1] or not x.t().is_contiguous():
         return None
     found = weight.mm(x.t()) if bias is None else torch.addmm(bias.unsqueeze(1), weight, x.t())
-    return 2, turned(found)
+    return count, turned(found)

@@ -3,23 +3,22 @@
 A matrix A (rows, columns) is a vector of values and its pattern, twice: (crow, col, perm) by rows and (crow_t, col_t,
 perm_t) by columns, each in CSR. Entry i of either has the number perm[i] in the values, or i where that is None: the
 transpose is the two swapped, and no value is ever copied. Dense matrices are (features, batch). All derivatives are made of
-these same operators, so that they can be derived as often as one likes. They carry no derivatives forward; where these are
-asked for, as by `torch.func.jvp`, the functions here compute with torch's own operators instead, which need memory for a
-row of the dense matrix per entry.
+these same operators, so that they can be derived as often as one likes. They carry no derivatives forward, and torch lets
+none of its functions derive them; where that is asked for, as by `torch.func.jvp` or `grad`, the functions here compute with
+torch's own operators instead, which need memory for a row of the dense matrix per entry.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.library import custom_op
 
 from pared.errors import ConfigError
 from pared.native import csr as native
 from pared.ops import csr_torch
 from pared.ops.pattern import rows_of
-from pared.ops.plain import plain
+from pared.ops.plain import forwarding, plain, transformed
 
 #: A pattern, by rows and by columns: what comes last in every function here.
 Both = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None]
@@ -31,24 +30,19 @@ def csr_product(x: Tensor, values: Tensor, bias: Tensor | None, *pattern: *Both)
     """Return A x + bias, (rows, batch), for `x` (columns, batch), `values` (entries,) and `bias` (rows,)."""
     if plain(x, values, bias, *pattern[:3]):
         return _product_now(x, values, bias, *pattern[:3])
-    return (_plain_product if forwarding() else _product)(x, values, bias, *pattern)
+    return (_plain_product if transformed() else _product)(x, values, bias, *pattern)
 
 
 def csr_dots(dy: Tensor, x: Tensor, *pattern: *Both) -> Tensor:
     """Return <dy[row], x[column]> for each entry, (entries,), for `dy` (rows, batch) and `x` (columns, batch)."""
-    return (_plain_dots if forwarding() else _dots)(dy, x, *pattern)
+    return (_plain_dots if transformed() else _dots)(dy, x, *pattern)
 
 
 def csr_backward(dy: Tensor, x: Tensor, values: Tensor, *pattern: *Both) -> tuple[Tensor, Tensor]:
     """Return the transpose of A times `dy`, (columns, batch), and `csr_dots`, (entries,), at once."""
-    if forwarding():
+    if transformed():
         return csr_product(dy, values, None, *_transposed(pattern)), csr_dots(dy, x, *pattern)
     return _backward(dy, x, values, *pattern)
-
-
-def forwarding() -> bool:
-    """Whether derivatives are carried forward, for which torch has no public question; `torch.compile` knows this one."""
-    return forward_ad._current_level >= 0
 
 
 def refuse_forwarding() -> None:

@@ -14,8 +14,8 @@ from torch.library import custom_op
 from pared.native import conv as native
 from pared.native.csr import serves
 from pared.ops import csr_torch
-from pared.ops.csr import PATTERN, Both, csr_product, forwarding, refuse_forwarding
-from pared.ops.plain import plain
+from pared.ops.csr import PATTERN, Both, csr_product, refuse_forwarding
+from pared.ops.plain import plain, transformed
 from pared.ops.window import Window
 
 
@@ -23,7 +23,7 @@ def csr_conv(x: Tensor, values: Tensor, bias: Tensor | None, window: Window, *pa
     """Return the convolution of `x` (n, in, height, width) plus `bias` (out,), (n, out, rows, columns)."""
     if plain(x, values, bias, *pattern[:3]):
         return _conv_now(x, values, bias, window, *pattern[:3])
-    if forwarding():
+    if transformed():
         y = csr_product(window.unfold(x), values, bias, *pattern)
         return _images(y, len(x), window.out_size(*x.shape[2:]))
     return _conv(x, values, bias, window.numbers(), *pattern)

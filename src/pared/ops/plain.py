@@ -2,9 +2,31 @@
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+#: Torch is going over a batch, as in `torch.autograd.grad(..., is_grads_batched=True)`, whose tensors have no memory.
+_BATCHED = torch._C._parse_dispatch_key("VmapMode")
+
+
+def looked_on() -> bool:
+    """Whether a transform of `torch.func`, or one that is carried forward, looks on; `torch.compile` knows the latter."""
+    return forwarding() or (not torch.compiler.is_compiling() and peek_interpreter_stack() is not None)
+
+
+def forwarding() -> bool:
+    """Whether derivatives are carried forward, for which torch has no public question; `torch.compile` knows this one."""
+    return forward_ad._current_level >= 0
+
+
+def transformed() -> bool:
+    """Whether derivatives are carried forward or taken by `torch.func`, as in `grad`, which custom operators cannot do."""
+    if forwarding() or torch.compiler.is_compiling():
+        return forwarding()
+    return peek_interpreter_stack() is not None and any(
+        level.key() == TransformType.Grad for level in get_interpreter_stack() or ()
+    )
 
 
 def plain(*tensors: Tensor | None) -> bool:
@@ -21,6 +43,7 @@ def plain(*tensors: Tensor | None) -> bool:
         or torch._C._len_torch_function_stack()
         or peek_interpreter_stack() is not None
         or torch._C._is_tracing()
+        or torch._C._dispatch_tls_is_dispatch_key_included(_BATCHED)  # pyright: ignore[reportArgumentType]
     )
     if watched:
         return False

@@ -29,7 +29,7 @@ import pared
 from pared.measure.latency import threads
 from pared.native import disabled
 from pared.nn import SparseConv2d
-from pared.nn.sparse_layer import dense
+from pared.nn.dense import dense
 
 #: Channels and side of the images: those of networks for small images, and the last two stages of one for large ones.
 SHAPES = ((64, 32), (128, 16), (256, 8), (256, 14), (512, 7))

@@ -39,6 +39,11 @@ def test_what_differs_or_cannot_be_written_is_not(tmp_path: Path, monkeypatch: p
         def forward(self, x: Tensor) -> Tensor:
             return x if float(x.sum()) > 0 else -x
 
+    for suffix in ("pt2", "onnx"):
+        with pytest.raises(
+            RunError, match=r"does not take the example, here \[\(2, 3\)\] \(RuntimeError: mat1 and mat2"
+        ):
+            pared.export(nn.Linear(2, 2), tmp_path / f"a.{suffix}", torch.zeros(1, 3))
     with pytest.raises(RunError, match="could not be written"):
         pared.export(Peeks(), tmp_path / "b.pt2", torch.zeros(1, 2))
     whole: Any = program._pt2

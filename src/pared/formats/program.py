@@ -41,6 +41,7 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
     try:
         model.eval()
         with torch.no_grad(), quiet():
+            _try(model, _batch(args, 2), path)
             content, run = (_onnx if path.suffix == ".onnx" else _pt2)(model, _batch(args, 2), dynamic)
             for rows in (1, 2, 5) if dynamic else (2,):
                 _compare(model, run, _batch(args, rows), path)
@@ -55,6 +56,18 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
             module.training = training
     write_atomically(path, content)
     return path
+
+
+def _try(model: nn.Module, args: tuple[Tensor, ...], path: Path) -> None:
+    """Make sure that the network takes the example: what a tracer says where it does not is long and of other things."""
+    try:
+        model(*args)
+    except Exception as error:
+        shapes = [tuple(arg.shape) for arg in args]
+        raise RunError(
+            f"{path} could not be written, as the network does not take the example, here {shapes} ({type(error).__name__}: "
+            f"{str(error).strip()[:200]}); give what its forward pass takes"
+        ) from error
 
 
 def _batch(args: Sequence[Tensor], rows: int) -> tuple[Tensor, ...]:

@@ -57,7 +57,7 @@ def check_function(seed: int) -> int:
     return sum(map(len, gone.values()))
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", [*range(5), *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 10))])
 def test_removal_preserves_the_function(part: int) -> None:
     assert sum(check_function(seed) > 0 for seed in range(50 * part, 50 * part + 50)) > 30
 
@@ -124,7 +124,7 @@ def check_next_steps(seed: int, name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", [*range(3), *(pytest.param(n, marks=pytest.mark.slow) for n in range(3, 5))])
 def test_the_next_steps_of_the_survivors_are_those_of_a_masked_twin(name: str, part: int) -> None:
     first = 100 * part + list(MAKERS).index(name)
     assert sum(check_next_steps(seed, name) for seed in range(first, first + 100, 2)) > 15

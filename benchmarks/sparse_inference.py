@@ -8,7 +8,8 @@ sparse CSR ("torch"). Its rivals have all weights, zeros too: torch ("dense"), t
 and the graph that `pared.export` writes in onnxruntime ("onnxruntime") and OpenVINO ("openvino"); SciPy's CSR matrices
 ("scipy") have those that are not 0. A claim's ratio is the minimum of a rival over that of ours (of time passed or
 processor time, whichever gives less), with a bar to reach against dense torch and onnxruntime at 95 % zeros and batches of
-32 and 256; what the others took stands beside it. All outputs must agree with dense torch's, or nothing is printed.
+32 and 256; what the others took stands beside it. Short calls are timed behind an untimed one of the same network. All
+outputs must agree with dense torch's, or nothing is printed.
 
 OpenVINO is no dependency: `pip install openvino` and it takes part. It computes in float32 here, as all others do; its
 CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE, which packs zeros away, is for 8-bit weights on processors with AMX only.

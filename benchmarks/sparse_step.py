@@ -8,7 +8,8 @@ momentum. Sparse steps use our kernels ("native") or torch's sparse CSR ("torch"
 torch ("dense"), the same through torch.compile ("compiled"), dense weights that are multiplied by a mask ("masked"), or
 SciPy's CSR matrices with the same arithmetic written by hand ("scipy"). A claim's ratio is the minimum of dense over that
 of ours (of time passed or processor time, whichever gives less), with a bar to reach at batch 128; what the other rivals
-took stands beside it. The first losses of all that train the same sparse network must agree, or nothing is printed.
+took stands beside it. Short steps are timed behind an untimed one of the same network. The first losses of all that train
+the same sparse network must agree, or nothing is printed.
 """
 
 import contextlib

@@ -20,10 +20,9 @@ norm does not help. Settings were found on seeds from 100 on; each run lands as 
 import argparse
 import json
 import math
-import platform
 import statistics
 import sys
-import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import pared
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import run_missing
+
 from pared.nn import Gate
 
 
@@ -153,32 +154,13 @@ def table(out: Path) -> None:
         )
 
 
-def run_missing(options: argparse.Namespace) -> None:
-    """Run what has no file yet, until the budget is spent."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+def runs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield every run by its file's name."""
     for form in options.forms.split(";"):
         for seed in map(int, options.seeds.split(",")):
-            path = options.out / f"{form.replace(', ', '-').replace(' = ', '').replace(' ', '-')}-{seed}.json"
-            if path.exists():
-                continue
-            if time.perf_counter() - began > 60.0 * options.budget:
-                print(f"the budget of {options.budget:g} minutes is spent; run the same again to go on", flush=True)
-                return
-            start = time.perf_counter()
-            result = {"form": form, "seed": seed, "settings": asdict(FORMS[form])} | run(FORMS[form], seed)
-            result |= {
-                "seconds": time.perf_counter() - start,
-                "command": " ".join(sys.argv),
-                "versions": {
-                    "python": platform.python_version(),
-                    "torch": torch.__version__,
-                    "pared": pared.__version__,
-                },
-            }
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(result), encoding="utf-8")
-            part.replace(path)
+            name = f"{form.replace(', ', '-').replace(' = ', '').replace(' ', '-')}-{seed}"
+            said = {"form": form, "seed": seed, "settings": asdict(FORMS[form])}
+            yield name, lambda form=form, seed=seed, said=said: said | run(FORMS[form], seed)
 
 
 def main() -> int:
@@ -196,7 +178,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     if options.only != "table":
-        run_missing(options)
+        run_missing(runs(options), options)
     table(options.out)
     return 0
 

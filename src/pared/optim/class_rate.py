@@ -48,8 +48,8 @@ class ClassRateSGD(Optimizer):
     Raises:
         ConfigError: an option is out of range, or no layer is there to manage.
 
-    Source: per-weight class-based learning rates, equations 1 and 6. The paper has single samples; batches are read so that
-    rates only grow and rates of 1 are SGD.
+    Source: per-weight class-based learning rates (ICLR 2018 submission), equations 1 and 6. The paper has single samples;
+    batches are read so that rates only grow and rates of 1 are SGD.
     """
 
     #: `GradScaler` then calls `step` with its scale, which is refused there: it would not find these gradients.

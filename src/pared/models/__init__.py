@@ -5,7 +5,7 @@ from pared.models.densenet import DenseBlock, DenseLayer, densenet, input_groups
 from pared.models.drawing import kaiming_
 from pared.models.gcn import GCN, gcn
 from pared.models.lenet import lenet
-from pared.models.mlp import mlp
+from pared.models.mlp import conic, mlp
 from pared.models.resnet import BasicBlock, depth_groups, resnet, wide_resnet
 from pared.models.resnext import BranchedBlock, branch_groups, resnext
 from pared.models.vgg import VGG, vgg
@@ -19,6 +19,7 @@ __all__ = [
     "DenseLayer",
     "branch_groups",
     "cnn",
+    "conic",
     "densenet",
     "depth_groups",
     "gcn",

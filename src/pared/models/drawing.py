@@ -22,6 +22,13 @@ def conv(
     return _drawn(layer, layer.weight[0].numel(), generator)
 
 
+def normal_(layer: nn.Linear, gain: float, generator: torch.Generator | None = None) -> nn.Linear:
+    """Draw the weights anew, normal with mean 0 and variance `gain`/fan in, set the biases to 0, and return the layer."""
+    nn.init.normal_(layer.weight, 0.0, math.sqrt(gain / layer.in_features), generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def kaiming_(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Draw every weight of two or more axes anew, uniform on ±sqrt(6/fan in), and return the model.
 

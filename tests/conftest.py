@@ -1,6 +1,9 @@
 """What every test shares: one thread, since two on a busy machine stall at random."""
 
-from collections.abc import Iterator
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,3 +31,29 @@ def path(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with disabled():
         yield "torch"
+
+
+#: Archives of public data beside the project, where they are: the folder, and what holds it.
+ARCHIVES = {"uci": "uci-45.tar.xz", "snn-hyperparameters": "snn-hyperparameters.tar.xz"}
+
+
+@pytest.fixture(scope="session")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return where a public data set is: in PARED_DATA, or unpacked from ../shared/data; without it the test is skipped."""
+    found: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        given = Path(os.environ.get("PARED_DATA", "")) / name
+        archive = Path(__file__).parents[2] / "shared" / "data" / ARCHIVES[name]
+        if "PARED_DATA" in os.environ and given.is_dir():
+            return given
+        if name not in found and archive.is_file():
+            folder = tmp_path_factory.mktemp(name)
+            with tarfile.open(archive) as opened:
+                opened.extractall(folder, filter="data")
+            found[name] = folder / name if (folder / name).is_dir() else folder
+        if name not in found:
+            pytest.skip(f"no {name} in PARED_DATA or ../shared/data")
+        return found[name]
+
+    return find

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pared._version import __version__
 
 if TYPE_CHECKING:
+    from pared.by_class import train_by_class as train_by_class
     from pared.configuration import show_config as show_config
     from pared.estimators import ParedClassifier as ParedClassifier
     from pared.estimators import ParedRegressor as ParedRegressor
@@ -60,6 +61,7 @@ _PUBLIC = {
     "show_config": "pared.configuration",
     "shrink": "pared.shrinking",
     "sparsify": "pared.sparsifying",
+    "train_by_class": "pared.by_class",
 }
 
 __all__ = [
@@ -88,6 +90,7 @@ __all__ = [
     "show_config",
     "shrink",
     "sparsify",
+    "train_by_class",
 ]
 
 

@@ -20,7 +20,7 @@ from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Shrink, UnitMethod, UnitSession
 from pared.methods.strengths import TowardSize
-from pared.train.batches import Loss, call, first_rows, pair, recalibrate, train_on
+from pared.train.batches import Loss, call, first_rows, length, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
 from pared.train.shrunk import PER_DECADE, Shrunk, Smaller, candidates, check_drop, choose, fits, front
@@ -89,7 +89,7 @@ def shrink(
     """
     wishes = {"max_drop": max_drop, "max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
     _check(wishes, epochs=epochs, fine_tune=fine_tune, dense_epochs=dense_epochs, smallest=smallest)
-    steps = _length(train_loader)
+    steps = length(train_loader)
     start = surgery.bare(model)
     if method is None:
         least = max(1, round(smallest * parameters(start))) if max_params is None else max_params
@@ -367,19 +367,6 @@ def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs:
 def _lr_scale(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], steps: int) -> float:
     lr = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr", 1.0)
     return min(50.0, max(1.0, 20.0 / (float(lr) * steps)))
-
-
-def _length(loader: Iterable[Any]) -> int:
-    try:
-        length = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        raise ConfigError(
-            "train_loader must know its length (len), as the schedule is counted in steps; a DataLoader over a sized "
-            "data set or a list of batches does"
-        ) from None
-    if length < 1:
-        raise ConfigError("train_loader is empty")
-    return length
 
 
 def _generator() -> torch.Generator:

@@ -37,9 +37,9 @@ def data(kind: str, samples: int, seed: int = 1, classes: int = K) -> tuple[Tens
     return x, torch.randint(classes, (samples,), generator=generator)
 
 
-def go(model: nn.Module, optimizer: ClassRateSGD, x: Tensor, y: Tensor) -> None:
+def go(model: nn.Module, optimizer: ClassRateSGD, x: Tensor, y: Tensor, groups: Tensor | None = None) -> None:
     optimizer.zero_grad()
-    with optimizer.classes(y):
+    with optimizer.classes(y if groups is None else groups):
         F.cross_entropy(model(x), y).backward()
     optimizer.step()
 
@@ -169,6 +169,53 @@ def test_coarser_rates_grow_by_the_mean_of_squares(per: Any, kind: str) -> None:
     )
 
 
+@pytest.mark.parametrize("per", ["neuron", "layer"])
+def test_samples_may_have_rates_of_their_own(per: Any) -> None:
+    """Without a gradient for each, as with one."""
+    models = [network(), network()]
+    factors = [1.0, 2.0] * 10
+    optimizers = [ClassRateSGD(m, 0.1, 1e5, classes=20, per=per, trade_off=factors) for m in models]
+    for step in range(3):
+        x, _ = data("linear", 12, step)
+        numbers = torch.randperm(20, generator=torch.Generator().manual_seed(step))[:12]
+        go(models[0], optimizers[0], x, numbers % K, numbers)
+        model, optimizer = models[1], optimizers[1]
+        optimizer.zero_grad()
+        for rows in (slice(0, 6), slice(6, 12)):  # in two passes, so that shares are added up one by one
+            with optimizer.classes(numbers[rows]):
+                (F.cross_entropy(model(x[rows]), numbers[rows] % K, reduction="sum") / 12).backward()
+        optimizer.step()
+    for p, q in zip(weights(models[0])[:2], weights(models[1])[:2], strict=True):
+        torch.testing.assert_close(p, q)
+        torch.testing.assert_close(optimizers[0].rates(p), optimizers[1].rates(q))
+        assert bool((optimizers[0].rates(p) > 1).any())
+
+
+@pytest.mark.parametrize("rate_lr", [0.0, 50.0])
+def test_decays_go_by_the_gradient_of_the_loss_behind_the_step(rate_lr: float) -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.1, rate_lr, classes=K, decay_lr=30.0)
+    twin = copy.deepcopy(model)
+    weight, decay, mu = weights(twin)[0], torch.zeros(7, 5, dtype=torch.float64), torch.ones(K, 7, 5).double()
+    for step in range(4):
+        x, y = data("linear", 12, step)
+        for name, p in list(twin.named_parameters())[1:]:  # others have rates and decays as well: they are taken over
+            p.data.copy_(dict(model.named_parameters())[name])
+        shares = by_autograd(twin, x, y)
+        whole = shares["0.weight"].sum(0)
+        grown = (decay + 30.0 * 0.1 * whole * weight.detach()).clamp(min=0)  # d loss / d decay = -lr w G
+        weight.data -= 0.1 * ((mu * shares["0.weight"]).sum(0) + decay * weight)
+        mu += rate_lr * 0.1 * shares["0.weight"].square()
+        decay = grown
+        go(model, optimizer, x, y)
+        torch.testing.assert_close(weights(model)[0], weight)
+        torch.testing.assert_close(optimizer.state[weights(model)[0]]["decay"], decay)
+    assert bool((decay > 0).any())
+    assert bool((decay == 0).any())
+    optimizer.reset_rates()
+    assert not bool(optimizer.state[weights(model)[0]]["decay"].any())
+
+
 def test_passes_add_up_and_those_outside_count_as_they_are() -> None:
     model, (x, y) = network(), data("linear", 12)
     twin = copy.deepcopy(model)
@@ -287,6 +334,7 @@ def test_mistakes_are_told() -> None:
     for options in (
         {"lr": 0.0},
         {"rate_lr": -1.0},
+        {"decay_lr": -1.0},
         {"classes": 0},
         {"momentum": 1.0},
         {"cutoff": -1},

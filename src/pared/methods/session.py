@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, RunError
+from pared.optim import ClassRateSGD
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,12 @@ class Session(ABC):
         self.averaged.append(module)
 
     def batch(self, y: Tensor | None = None) -> AbstractContextManager[None]:
-        """Open a batch; labels `y` matter to other methods and are free here."""
-        del y
+        """Open a batch of the classes `y`, (samples,) of integers, for the forward and the backward pass.
+
+        They matter to an optimizer with rates by class (`pared.optim.ClassRateSGD`), and are free for others.
+        """
+        if y is not None and isinstance(self.optimizer, ClassRateSGD):
+            return self.optimizer.classes(y)
         return nullcontext()
 
     def penalty(self) -> Tensor:

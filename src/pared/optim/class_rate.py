@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared.errors import ConfigError, RunError
-from pared.optim.class_shares import Batch, Watch, shares
+from pared.optim.class_shares import Batch, Watch, shares, singles
 
 #: What has a rate of its own for each class: each weight, each neuron (or filter), or each layer.
 Per = Literal["weight", "neuron", "layer"]
@@ -29,7 +29,11 @@ class ClassRateSGD(Optimizer):
     kept by class and are not in `.grad`: clip no gradients by norm, and use no `GradScaler`. The loss is a mean over samples.
     With `rate_lr` 0, and from step `cutoff` on, all weights take plain steps, bit-equal to those of `torch.optim.SGD`.
 
-    Memory: `classes` times that of the managed weights.
+    Groups may be single samples too: `classes` is then how many there are, `y` their numbers, and `per` "layer" or "neuron".
+    With `decay_lr` each managed weight has a weight decay of its own as well, 0 at first and never below, which goes by
+    decay_lr · lr · w · G: the same descent, on the strength of a penalty.
+
+    Memory: `classes` times that of the managed weights, and once more for decays.
 
     Args:
         model: the network; all its parameters that learn are held.
@@ -44,12 +48,14 @@ class ClassRateSGD(Optimizer):
             an odd number of steps; None is never.
         per: what a rate is for; those of neurons and layers grow by the mean of squares.
         trade_off: factors of how fast each class's rates grow, (classes,), >= 0; 1 by default.
+        decay_lr: how fast decays of weights grow, >= 0.
 
     Raises:
         ConfigError: an option is out of range, or no layer is there to manage.
 
     Source: per-weight class-based learning rates (ICLR 2018 submission), equations 1 and 6. The paper has single samples;
-    batches are read so that rates only grow and rates of 1 are SGD.
+    batches are read so that rates only grow and rates of 1 are SGD. Rates of samples and layers and learned decays are
+    what its conclusion names.
     """
 
     #: `GradScaler` then calls `step` with its scale, which is refused there: it would not find these gradients.
@@ -68,6 +74,7 @@ class ClassRateSGD(Optimizer):
         reset_every: int | Sequence[int] | None = None,
         per: Per = "weight",
         trade_off: Sequence[float] | None = None,
+        decay_lr: float = 0.0,
     ) -> None:
         every = () if reset_every is None else (reset_every,) if isinstance(reset_every, int) else tuple(reset_every)
         defaults = {
@@ -79,6 +86,7 @@ class ClassRateSGD(Optimizer):
             "reset_every": every,
             "per": per,
             "trade_off": None if trade_off is None else tuple(trade_off),
+            "decay_lr": decay_lr,
             "steps": 0,
         }
         _check(defaults, layers)
@@ -94,9 +102,9 @@ class ClassRateSGD(Optimizer):
 
     @property
     def learning(self) -> bool:
-        """Whether the next step has rates by class."""
+        """Whether the next step has rates by class, or decays."""
         group = self.param_groups[0]
-        return bool(group["rate_lr"] and self._managed()) and not _over(group)
+        return bool((group["rate_lr"] or group["decay_lr"]) and self._managed()) and not _over(group)
 
     @contextmanager
     def classes(self, y: Tensor) -> Iterator[None]:
@@ -147,10 +155,12 @@ class ClassRateSGD(Optimizer):
         return state["mu"]
 
     def reset_rates(self) -> None:
-        """Make all rates 1."""
+        """Make all rates 1, and all decays 0."""
         for state in self.state.values():
             if "mu" in state:
                 state["mu"].fill_(1.0)
+            if "decay" in state:
+                state["decay"].zero_()
 
     @torch.no_grad()
     def resize(self, state: dict[str, Any], cuts: Sequence[Any], old: Tensor) -> dict[str, Any]:
@@ -159,7 +169,7 @@ class ClassRateSGD(Optimizer):
         Entries of index -1 are new: their rates are 1, and they have no momentum.
         """
         made = dict(state)
-        for part, shift, fresh in (("momentum_buffer", 0, 0.0), ("mu", 1, 1.0)):
+        for part, shift, fresh in (("momentum_buffer", 0, 0.0), ("decay", 0, 0.0), ("mu", 1, 1.0)):
             for cut in cuts if part in state else ():
                 axis, value = cut.axis + shift, made[part]
                 if value.shape[axis] == old.shape[cut.axis]:  # not 1, as where weights share a rate
@@ -225,19 +235,47 @@ class ClassRateSGD(Optimizer):
         return state["momentum_buffer"]
 
     def _change(self, weight: Tensor, seen: list[Any], lr: float) -> Tensor:
-        """Return the sum over classes of mu_j G_j, and let rates grow."""
+        """Return the sum over classes of mu_j G_j, and the decay, and let both grow."""
         group, mu = self.param_groups[0], self.rates(weight)
-        change, factors = torch.zeros_like(weight), group["trade_off"]
+        per, decay_lr = group["per"], group["decay_lr"]
+        single = None if per == "weight" or decay_lr else singles(seen)
+        if single is not None:
+            return self._by_sample(mu, single, lr)
+        change, whole = torch.zeros_like(weight), torch.zeros_like(weight) if decay_lr else None
         for number, share in shares(seen, weight):
-            speed = group["rate_lr"] * lr * (1.0 if factors is None else factors[number])
-            rate = mu[number]
+            rate, speed = mu[number], self._speed(number, lr)
             change.addcmul_(rate, share)
-            if group["per"] == "weight":
+            if whole is not None:
+                whole.add_(share)
+            if per == "weight":
                 rate.addcmul_(share, share, value=speed)
             else:
-                axes = tuple(range(group["per"] == "neuron", share.ndim))
+                axes = tuple(range(per == "neuron", share.ndim))
                 rate.add_(share.square().mean(axes, keepdim=True), alpha=speed)
+        if whole is not None:
+            state = self.state[weight]
+            decay = state["decay"] if "decay" in state else state.setdefault("decay", torch.zeros_like(weight))
+            whole.mul_(weight)
+            change.addcmul_(decay, weight)
+            decay.add_(whole, alpha=decay_lr * lr).clamp_(min=0.0)
         return change
+
+    def _by_sample(self, mu: Tensor, single: tuple[Tensor, Tensor, Tensor], lr: float) -> Tensor:
+        """The same where each sample of a linear layer is a group of its own: its gradient has rank one, and is not made."""
+        numbers, x, dy = single
+        rate = mu[numbers]
+        change = (dy * rate.flatten(1)).t() @ x
+        grown = dy.square() * x.square().mean(1, keepdim=True)
+        if self.param_groups[0]["per"] == "layer":
+            grown = grown.mean(1, keepdim=True)
+        speed = torch.tensor([self._speed(number, lr) for number in numbers.tolist()], dtype=mu.dtype, device=mu.device)
+        mu[numbers] = rate + (grown * speed.view(-1, 1)).unflatten(1, rate.shape[1:])
+        return change
+
+    def _speed(self, number: int, lr: float) -> float:
+        group = self.param_groups[0]
+        factors = group["trade_off"]
+        return group["rate_lr"] * lr * (1.0 if factors is None else factors[number])
 
 
 def _over(group: dict[str, Any]) -> bool:
@@ -254,6 +292,7 @@ def _check(options: dict[str, Any], layers: int) -> None:
     wrong = {
         "lr must be > 0": not options["lr"] > 0,
         "rate_lr must be >= 0": not options["rate_lr"] >= 0,
+        "decay_lr must be >= 0": not options["decay_lr"] >= 0,
         "classes must be at least 1": options["classes"] < 1,
         "layers must be >= 0": layers < 0,
         "momentum must be in [0, 1)": not 0 <= options["momentum"] < 1,

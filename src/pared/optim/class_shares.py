@@ -27,7 +27,7 @@ class Batch:
     """The classes of some samples, and what a pass over these samples has left, by weight."""
 
     def __init__(self, y: Tensor) -> None:
-        self.samples = len(y)
+        self.y, self.samples = y, len(y)
         self.order = y.argsort(stable=True)
         numbers, counts = y.unique(return_counts=True)
         ends = counts.cumsum(0).tolist()
@@ -118,6 +118,16 @@ def shares(seen: Sequence[tuple[Batch, Sequence[Use]]], weight: Tensor) -> Itera
     for number in sorted(parts):
         found = [_share(x, dy, conv, weight) for x, dy, conv in parts[number]]
         yield number, found[0] if len(found) == 1 else torch.stack(found).sum(0)
+
+
+def singles(seen: Sequence[tuple[Batch, Sequence[Use]]]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the classes, inputs and output gradients of samples in a linear layer if each is the only one of its class."""
+    if len(seen) != 1 or len(seen[0][1]) != 1:
+        return None
+    batch, (use,) = seen[0]
+    if use.conv is not None or use.x.ndim != 2 or len(batch.present) != batch.samples:
+        return None
+    return batch.y, use.x, use.dy
 
 
 def _share(x: Tensor, dy: Tensor, conv: tuple[Any, ...] | None, weight: Tensor) -> Tensor:

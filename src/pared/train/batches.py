@@ -1,6 +1,7 @@
 """Training on a loader's batches, for any network."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pared.errors import DataError
+from pared.errors import ConfigError, DataError
 from pared.methods.session import Session
 from pared.surgery.trace import arguments
 
@@ -23,12 +24,13 @@ def train_on(
     loss: Loss,
     *,
     session: Session | None = None,
+    around: Callable[[Any, Any], AbstractContextManager[None]] | None = None,
     after_step: Callable[[], object] | None = None,
 ) -> float:
     """Train one epoch on the pairs (x, y) of `loader` and return the mean task loss, penalty not included.
 
     x is what the network takes: a tensor, a sequence of arguments, or a mapping of keyword arguments. Batches go to the
-    device of the network.
+    device of the network. What `around` gives of x and y is open for the forward and the backward pass.
 
     Raises:
         DataError: a batch is no pair, or there is none.
@@ -38,8 +40,9 @@ def train_on(
     total, count = torch.zeros((), device=device), 0
     for batch in loader:
         x, y = pair(batch, device)
-        value = loss(call(model, x), y)
-        (value if session is None else value + session.penalty()).backward()
+        with nullcontext() if around is None else around(x, y):
+            value = loss(call(model, x), y)
+            (value if session is None else value + session.penalty()).backward()
         optimizer.step()  # a session follows
         optimizer.zero_grad()
         total += value.detach()
@@ -69,6 +72,24 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int = 30) -> N
         call(model, pair(batch, device)[0])
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def length(loader: Iterable[Any]) -> int:
+    """Return how many batches a loader gives.
+
+    Raises:
+        ConfigError: it does not know, or has none.
+    """
+    try:
+        batches = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigError(
+            "train_loader must know its length (len), as the schedule is counted in steps; a DataLoader over a sized "
+            "data set or a list of batches does"
+        ) from None
+    if batches < 1:
+        raise ConfigError("train_loader is empty")
+    return batches
 
 
 def call(model: nn.Module, x: Any) -> Any:

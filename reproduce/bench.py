@@ -10,6 +10,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +87,7 @@ def reproduce(
 ) -> int:
     """Run what is missing and print the table, unless `instead` says that it did something else."""
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
+    _begin(options.threads)
     if instead is not None and instead(options):
         return 0
     if options.only != "table":
@@ -97,25 +99,42 @@ def reproduce(
 
 
 def run_missing(runs: Runs, options: argparse.Namespace) -> None:
-    """Run what has no file yet, by name, each into a JSON file of its own, until the budget is spent."""
+    """Run what has no file yet, by name, each into a JSON file of its own, until the budget is spent.
+
+    With `options.processes` above 1 as many go on at once; what is run must be picklable then.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    for name, run in runs:
-        path = options.out / f"{name}.json"
-        if path.exists():
-            continue
-        if time.perf_counter() - began > 60.0 * options.budget:
-            print(f"the budget of {options.budget:g} minutes is spent; run the same again to go on", flush=True)
-            return
-        start = time.perf_counter()
-        found = run() | {
-            "seconds": time.perf_counter() - start,
-            "command": " ".join(sys.argv),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "pared": pared.__version__},
-        }
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
-        part.replace(path)
+    end = time.time() + 60.0 * options.budget
+    missing = [(name, run) for name, run in runs if not (options.out / f"{name}.json").exists()]
+    processes = getattr(options, "processes", 1)
+    if processes > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (options.threads,)) as pool:
+            done = list(pool.map(_run_into, *zip(*missing, strict=True), repeat(options.out), repeat(end)))
+    else:
+        done = [_run_into(name, run, options.out, end) for name, run in missing]
+    if not all(done):
+        print(f"the budget of {options.budget:g} minutes is spent; run the same again to go on", flush=True)
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def _run_into(name: str, run: Callable[[], dict[str, Any]], folder: Path, end: float) -> bool:
+    """Run into a file that is there whole or not at all, unless it is too late."""
+    if time.time() > end:
+        return False
+    start, path = time.perf_counter(), folder / f"{name}.json"
+    found = run() | {
+        "seconds": time.perf_counter() - start,
+        "command": " ".join(sys.argv),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "pared": pared.__version__},
+    }
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found), encoding="utf-8")
+    part.replace(path)
+    return True
 
 
 def results(options: argparse.Namespace, pattern: str = "*.json") -> list[dict[str, Any]]:

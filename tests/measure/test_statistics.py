@@ -76,6 +76,23 @@ def test_neurons_that_tell_a_class_are_found() -> None:
         specialised(activations, classes[:-1])
 
 
+@given(st.integers(0, 99), st.integers(2, 40), st.integers(1, 4))
+def test_neurons_are_told_apart_as_scipy_does_with_ties_too(seed: int, rows: int, values: int) -> None:
+    random = np.random.default_rng(seed)
+    activations, classes = random.integers(0, values, (rows, 3)).astype(float), random.integers(0, 3, rows)
+    for level in (0.01, 0.1, 0.5):
+        found = specialised(activations, classes, level=level)
+        for column, one in enumerate(np.unique(classes)):
+            own, others = activations[classes == one], activations[classes != one]
+            if not len(others):
+                continue
+            with np.errstate(divide="ignore", invalid="ignore"):
+                tested = stats.mannwhitneyu(own, others, axis=0, use_continuity=False, method="asymptotic")
+            p_values = np.nan_to_num(tested.pvalue, nan=1.0)
+            clear = np.abs(p_values - level) > 1e-9
+            assert ((p_values < level) == found[:, column])[clear].all()
+
+
 def test_ranks_are_those_of_demsar() -> None:
     # Table 6 of Demsar (2006): AUC of C4.5 with and without tuning, 14 data sets.
     scores = np.array(

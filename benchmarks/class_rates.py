@@ -5,7 +5,8 @@
 The network is a multilayer perceptron 512-512-512-512-512-K with SELU, whose four hidden layers are managed. A step is: zero
 gradients, forward, cross-entropy, backward, and that of `ClassRateSGD` ("ours"). Its rivals are `torch.optim.SGD` ("sgd"),
 which knows no classes, and two other ways to gradients by class, which then step by the same formulas: a backward pass for
-each class that is there ("passes"), and `torch.func`'s gradient of every sample ("samples", at batch 128). A ratio is the
+each class that is there ("passes"), and gradients of every sample, by `torch.func` ("samples") and Opacus ("opacus", where it
+is installed: `pip install opacus`), both at batch 128. A ratio is the
 minimum of ours over that of SGD, of time passed or processor time, whichever is more. Weights must agree after three steps,
 or nothing is printed. Memory is what rates take.
 """
@@ -16,6 +17,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -63,7 +65,18 @@ def by_formula(model: nn.Module, x: Tensor, y: Tensor, classes: int, way: str) -
         grad(lambda p, a, b: F.cross_entropy(functional_call(model, p, (a[None],)), b[None])), in_dims=(None, 0, 0)
     )
 
+    private: Any = None
+    if way == "opacus":
+        from opacus.grad_sample import GradSampleModule
+
+        private = GradSampleModule(model, loss_reduction="mean")
+
     def shares() -> list[dict[str, Tensor]]:
+        if private is not None:
+            private.zero_grad()
+            F.cross_entropy(private(x), y).backward()
+            found = {n: p.grad_sample for n, p in model.named_parameters()}
+            return [{n: torch.tensordot(part, g, 1) for n, g in found.items()} for part in at]
         if way == "samples":
             found = each({n: p.detach() for n, p in model.named_parameters()}, x, y)
             return [{n: torch.tensordot(part, g, 1) for n, g in found.items()} for part in at]
@@ -93,15 +106,16 @@ def contestants(classes: int, batch: int) -> tuple[dict[str, Step], int]:
     """Return the steps, which have been taken three times and agree, and the bytes of the rates."""
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(batch, WIDTH, generator=generator), torch.randint(classes, (batch,), generator=generator)
-    models = {name: network(classes) for name in ("ours", "sgd", "passes", "samples")}
+    names = ["ours", "sgd", "passes"]
+    if batch <= 128:
+        names += ["samples", *(["opacus"] if find_spec("opacus") else [])]
+    models = {name: network(classes) for name in names}
     optimizer = ClassRateSGD(models["ours"], LR, RATE, classes=classes)
     steps = {
         "ours": plain(models["ours"], optimizer, x, y),
         "sgd": plain(models["sgd"], torch.optim.SGD(models["sgd"].parameters(), LR), x, y),
-        "passes": by_formula(models["passes"], x, y, classes, "passes"),
+        **{name: by_formula(models[name], x, y, classes, name) for name in names[2:]},
     }
-    if batch <= 128:
-        steps["samples"] = by_formula(models["samples"], x, y, classes, "samples")
     for name, step in steps.items():
         for _ in range(3):
             step()

@@ -1,7 +1,9 @@
 """Small networks and tasks that many tests share."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -88,3 +90,33 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "Rprop": lambda m: torch.optim.Rprop(m.parameters(), lr=0.01),
     "ASGD": lambda m: torch.optim.ASGD(m.parameters(), lr=0.05),
 }
+
+
+def write_uci(folder: Path, *, rows: tuple[int, ...] = (40,), inputs: int = 3, classes: int = 2) -> list[np.ndarray]:
+    """Write a set of noise, with a test table if `rows` are two numbers, and return the inputs of its tables."""
+    folder.mkdir()
+    noise, tables = np.random.default_rng(0), []
+    facts = {"n_entradas": inputs, "n_clases": classes, "n_arquivos": len(rows)}
+    for part, count in enumerate(rows, 1):
+        name = f"{folder.name}_{('train', 'test')[part - 1]}_R.dat" if len(rows) == 2 else f"{folder.name}_R.dat"
+        x = noise.normal(size=(count, inputs))
+        tables.append(np.round((x - x.mean(0)) / x.std(0, ddof=1), 6))
+        write_table(folder / name, tables[-1], np.arange(count) % classes)
+        facts |= {f"fich{part}": name, f"n_patrons{part}": count}
+    half = rows[0] - rows[0] // 2
+    facts |= {"n_patrons_entrena": half, "n_patrons_valida": rows[0] // 2, "n_conxuntos": 1}
+    (folder / f"{folder.name}.txt").write_text("".join(f"{key}= {value}\n" for key, value in facts.items()))
+    lines = []
+    for cut in (half, *[rows[0] - rows[0] // 4] * 4):
+        order = noise.permutation(rows[0])
+        lines += [" ".join(map(str, part)) + " \n" for part in (order[:cut], order[cut:])]
+    (folder / "conxuntos.dat").write_text("".join(lines[:2]))
+    (folder / "conxuntos_kfold.dat").write_text("".join(lines[2:]))
+    return tables
+
+
+def write_table(path: Path, x: np.ndarray, y: np.ndarray) -> None:
+    lines = ["\t" + "\t".join(f"f{i + 1}" for i in range(x.shape[1])) + "\tclase"]
+    rows = zip(x.tolist(), y.tolist(), strict=True)
+    lines += ["\t".join(map(str, [i, *row, one])) for i, (row, one) in enumerate(rows, 1)]
+    path.write_text("\n".join(lines) + "\n")

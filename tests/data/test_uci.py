@@ -9,42 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import write_table, write_uci
 from pared.data.uci import RAW, read_uci, uci_sets
 from pared.errors import ConfigError, DataError
 
 
-def write(folder: Path, *, rows: tuple[int, ...] = (40,), inputs: int = 3, classes: int = 2) -> list[np.ndarray]:
-    """Write a set of noise, with a test table if `rows` are two numbers, and return the inputs of its tables."""
-    folder.mkdir()
-    noise, tables = np.random.default_rng(0), []
-    facts = {"n_entradas": inputs, "n_clases": classes, "n_arquivos": len(rows)}
-    for part, count in enumerate(rows, 1):
-        name = f"{folder.name}_{('train', 'test')[part - 1]}_R.dat" if len(rows) == 2 else f"{folder.name}_R.dat"
-        x = noise.normal(size=(count, inputs))
-        tables.append(np.round((x - x.mean(0)) / x.std(0, ddof=1), 6))
-        write_table(folder / name, tables[-1], np.arange(count) % classes)
-        facts |= {f"fich{part}": name, f"n_patrons{part}": count}
-    half = rows[0] - rows[0] // 2
-    facts |= {"n_patrons_entrena": half, "n_patrons_valida": rows[0] // 2, "n_conxuntos": 1}
-    (folder / f"{folder.name}.txt").write_text("".join(f"{key}= {value}\n" for key, value in facts.items()))
-    lines = []
-    for cut in (half, *[rows[0] - rows[0] // 4] * 4):
-        order = noise.permutation(rows[0])
-        lines += [" ".join(map(str, part)) + " \n" for part in (order[:cut], order[cut:])]
-    (folder / "conxuntos.dat").write_text("".join(lines[:2]))
-    (folder / "conxuntos_kfold.dat").write_text("".join(lines[2:]))
-    return tables
-
-
-def write_table(path: Path, x: np.ndarray, y: np.ndarray) -> None:
-    lines = ["\t" + "\t".join(f"f{i + 1}" for i in range(x.shape[1])) + "\tclase"]
-    rows = zip(x.tolist(), y.tolist(), strict=True)
-    lines += ["\t".join(map(str, [i, *row, one])) for i, (row, one) in enumerate(rows, 1)]
-    path.write_text("\n".join(lines) + "\n")
-
-
 def test_a_set_with_one_table(tmp_path: Path) -> None:
-    (x,) = write(tmp_path / "noise")
+    (x,) = write_uci(tmp_path / "noise")
     found = read_uci(tmp_path / "noise")
     assert (found.name, found.classes, found.fixed_test) == ("noise", 2, None)
     assert (found.x.dtype, found.y.dtype) == (torch.float32, torch.int64)
@@ -59,7 +30,7 @@ def test_a_set_with_one_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fold", [0, 3, "tuning"])
 @pytest.mark.parametrize("rows", [(40,), (40, 7)])
 def test_splits_are_partitions_drawn_by_the_seed_alone(tmp_path: Path, rows: tuple[int, ...], fold: Any) -> None:
-    write(tmp_path / "noise", rows=rows)
+    write_uci(tmp_path / "noise", rows=rows)
     found, state = read_uci(tmp_path / "noise"), torch.get_rng_state()
     train, validation, test = found.split(fold=fold, seed=5)
     again, other = found.split(fold=fold, seed=5), found.split(fold=fold, seed=6)
@@ -78,7 +49,7 @@ def test_splits_are_partitions_drawn_by_the_seed_alone(tmp_path: Path, rows: tup
 
 
 def test_splits_out_of_range_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "noise")
+    write_uci(tmp_path / "noise")
     found = read_uci(tmp_path / "noise")
     assert len(found.split(seed=0, validation=0.0)[1]) == 0
     wrong: Any = "half"
@@ -91,7 +62,7 @@ def test_splits_out_of_range_are_refused(tmp_path: Path) -> None:
 
 
 def test_rows_of_the_test_table_follow_as_they_are(tmp_path: Path) -> None:
-    first, second = write(tmp_path / "noise", rows=(40, 8))
+    first, second = write_uci(tmp_path / "noise", rows=(40, 8))
     found = read_uci(tmp_path / "noise")
     torch.testing.assert_close(found.x, torch.from_numpy(np.concatenate([first, second])).float())
     assert found.fixed_test is not None
@@ -101,7 +72,7 @@ def test_rows_of_the_test_table_follow_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(RAW))
 def test_a_test_table_as_measured_gets_what_the_training_table_got(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
-    standardised, _ = write(folder, rows=(40, 8))
+    standardised, _ = write_uci(folder, rows=(40, 8))
     mean, deviation = np.array([5.0, -3.0, 100.0]), np.array([2.0, 0.5, 30.0])
     y, measured = np.arange(40) % 2, standardised * deviation + mean
     with_constant = np.insert(measured, 1, 9.0, axis=1)
@@ -123,7 +94,7 @@ def test_a_test_table_as_measured_gets_what_the_training_table_got(tmp_path: Pat
 
 
 def test_another_test_table_as_measured_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "noise", rows=(40, 8))
+    write_uci(tmp_path / "noise", rows=(40, 8))
     write_table(tmp_path / "noise" / "noise_test_R.dat", np.full((8, 3), 7.0), np.arange(8) % 2)
     with pytest.raises(DataError, match="not standardised"):
         read_uci(tmp_path / "noise")
@@ -154,7 +125,7 @@ def test_another_test_table_as_measured_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_sets_are_refused(tmp_path: Path, file: str, old: str | None, new: str | None, message: str) -> None:
-    write(tmp_path / "noise")
+    write_uci(tmp_path / "noise")
     path = tmp_path / "noise" / file
     if old is None or new is None:
         path.unlink()
@@ -166,7 +137,7 @@ def test_damaged_sets_are_refused(tmp_path: Path, file: str, old: str | None, ne
 
 
 def test_garbage_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "noise")
+    write_uci(tmp_path / "noise")
     (tmp_path / "noise" / "noise_R.dat").write_bytes(b"\xff\xfe\0" * 9)
     with pytest.raises(DataError, match="cannot be read"):
         read_uci(tmp_path / "noise")
@@ -176,9 +147,9 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
 
 
 def test_sets_are_those_whose_tables_are_there(tmp_path: Path) -> None:
-    write(tmp_path / "two", rows=(40, 8))
-    write(tmp_path / "one")
-    write(tmp_path / "bare")
+    write_uci(tmp_path / "two", rows=(40, 8))
+    write_uci(tmp_path / "one")
+    write_uci(tmp_path / "bare")
     (tmp_path / "bare" / "bare_R.dat").unlink()
     (tmp_path / "other").mkdir()
     (tmp_path / "file").touch()

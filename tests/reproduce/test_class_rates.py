@@ -2,11 +2,16 @@
 
 import csv
 import importlib.util
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+from helpers import write_uci
 
 FOLDER = Path(__file__).parents[2] / "reproduce" / "class_rates"
 
@@ -58,6 +63,39 @@ def test_accuracies_are_of_the_second_half_of_conxuntos(published: ModuleType, p
         rows = len(lines[1].split())
         strange += [(name, one) for one in row if all(abs(100 * k / rows - one) > 0.005001 for k in near(one, rows))]
     assert strange == [("waveform", 86.10), ("waveform-noise", 84.50)]  # half a row of 2500: misprints
+
+
+def test_small_runs_give_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    spec = importlib.util.spec_from_file_location("class_rates_tables", FOLDER / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / "uci").mkdir()
+    write_uci(tmp_path / "uci" / "car", rows=(240,), classes=3)
+    write_uci(tmp_path / "uci" / "noise", rows=(40,))  # not one of the paper's
+    monkeypatch.setitem(script.TABLE_1, "car", script.TABLE_1["bank"]._replace(hidden=12))
+    monkeypatch.setattr(script, "EPOCHS", 40)
+    options = ["tables.py", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "0,1", "--batch", "16"]
+    monkeypatch.setattr(sys, "argv", [*options, "--plan"])
+    assert script.main() == 0
+    assert "car" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*options, "--activations", "selu,tanh"])
+    assert script.main() == 0
+    printed = capsys.readouterr().out
+    for name in ("car-selu-0", "car-tanh-1"):
+        found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert found["rows"] == [102, 18, 120]
+        assert sorted(found["candidates"]) == ["0", "10", "20", "30"]
+        plain = found["candidates"]["0"]
+        assert plain["test"] == 100 * float(script.rights(found, 0).mean())
+        assert found["candidates"][str(found["cutoff"])]["special"] >= 0
+    assert printed.count("| car | 2 |") == 2
+    assert "| sets | 1 | 1 |" in printed
+    monkeypatch.setattr(sys, "argv", [*options, "--sets", "bank"])
+    with pytest.raises(SystemExit, match="bank; there are car"):
+        script.main()
 
 
 def near(share: float, rows: int) -> range:

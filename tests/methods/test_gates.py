@@ -203,6 +203,7 @@ def test_a_competition_with_one_branch_left_becomes_that_branch() -> None:
         ({"a": ["3.norm9"]}, "which is no module"),
         ({"a": [""]}, "which is no module"),
         ({"a": []}, "no modules"),
+        ({"a": "3.norm2"}, "give a list of names"),
         ({"a": ["3.norm2", "3.norm2"]}, "more than once"),
         ({"a": ["3.norm2"], "b": ["3.norm2"]}, "more than once"),
         ({"a": Channels("3.norm1", (1, 2))}, "expected 3 channels"),
@@ -214,6 +215,66 @@ def test_groups_that_make_no_sense_leave_the_network_as_it_was(groups: Any, told
     with pytest.raises((ConfigError, SurgeryError), match=told):
         bound(model, Gates(0.1, groups))
     assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+@pytest.mark.parametrize("outer_first", [True, False])
+def test_a_module_and_parts_of_it_may_both_compete(outer_first: bool) -> None:
+    groups = {"blocks": ["3", "4", "5"], "units": Channels("3.norm1", (2, 2))}
+    session = bound(residual(), Gates(0.1, groups if outer_first else dict(reversed(groups.items())), every=1))
+    F.cross_entropy(session.model(IMAGES.double()), LABELS).backward()
+    assert all(gate.theta.grad is not None and bool(gate.theta.grad.any()) for gate in session.gates.values())
+    silence(session.gates["units"], 0)
+    train(session, 1)
+    assert session.net.get_submodule("3.conv1").out_channels == 2
+
+
+def test_a_module_may_hold_several_gates() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 5)
+            self.inner, self.outer = Gate(6), Gate(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(torch.relu(self.last(self.inner(torch.relu(self.first(x))))))
+
+    model = nn.Sequential(Two(), nn.Linear(5, 2))
+    session = bound(model, Gates(1.0), torch.randn(2, 8))
+    assert {title: len(gate.theta) for title, gate in session.gates.items()} == {"0": 6, "0.outer": 5}
+    assert session.penalty().item() == pytest.approx(6 + 5)
+
+
+class Summed(nn.Module):
+    """Branches that are added up, the first to the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branches[0](x) + self.branches[1](x) + self.branches[2](x)
+
+
+def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:
+    x = task()[0]
+    sessions = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(Summed(), nn.Identity())
+        sessions.append(bound(model, Gates(0.0, {"a": [f"0.branches.{n}" for n in range(3)]}, every=1), x[:2]))
+    stays, resumed = sessions
+    silence(stays.gates["a"], 0)
+    for place in (None, 1):
+        for session in sessions if place is not None else (stays,):
+            silence(session.gates["a"], *([] if place is None else [place]))
+            session.model(x).square().mean().backward()
+            session.step()
+            session.optimizer.zero_grad()
+        if place is None:
+            resumed.load_state_dict(copy.deepcopy(stays.state_dict()))
+    assert [event.index for event in stays.events] == [(0,), (1,)]
+    assert resumed.events == stays.events
+    assert all(torch.equal(a, b) for a, b in zip(stays.net.parameters(), resumed.net.parameters(), strict=True))
 
 
 def test_gates_that_keep_a_given_number_are_refused() -> None:

@@ -155,3 +155,39 @@ def test_fused_layers_of_torch_see_switches() -> None:
     with torch.no_grad():
         fast = layer(x)
     torch.testing.assert_close(fast, layer(x))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("groups", [None, {"all": ["0.layers.0.self_attn", "0.layers.1.linear2"]}])
+@pytest.mark.parametrize("dead", [0, 1])
+def test_encoders_of_torch_take_padding(groups: Groups | None, dead: int, tmp_path: Path) -> None:
+    def made() -> nn.Module:
+        return nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 16, dropout=0.0, batch_first=True), 2)
+
+    class Padded(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            padding = torch.zeros(input.shape[:2], dtype=torch.bool)
+            padding[:, 3:] = True
+            return self[0](input, src_key_padding_mask=padding)[:, :3]
+
+    model, fresh = (Padded(made()) for _ in range(2))
+    x = data()[0].float()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    session = Gates(0.0, groups, scaled=True, every=1).bind(model, optimizer, x[:2])
+    expected = model(x)
+    torch.testing.assert_close(output_of(model, x), expected, rtol=1e-4, atol=1e-4)
+    gate = next(iter(session.gates.values()))
+    with torch.no_grad():
+        gate.theta[dead] = -30.0
+    model.train()(x).square().mean().backward()
+    session.step()
+    expected = model(x)
+    small = session.realize()
+    again = pared.load(fresh, pared.save(small, tmp_path / "small.safetensors"))
+    for one in (model, small, again):
+        torch.testing.assert_close(output_of(one, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def output_of(model: nn.Module, x: Tensor) -> Tensor:
+    return model.eval()(x)

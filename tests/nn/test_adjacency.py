@@ -352,6 +352,17 @@ def test_copies_states_devices_and_what_is_said(symmetric: bool) -> None:
     assert all(t.is_meta for t in (*meta.parameters(), *meta.buffers()))
 
 
+@pytest.mark.parametrize("edges", [None, (list(range(200)), [*range(1, 200), 0])])
+def test_products_under_autocast(edges: Any) -> None:
+    a, layer, h = SparseAdjacency(200, edges=edges), nn.Linear(3, 3), torch.rand(2, 200, 3, generator=drawn(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = a(layer(h))
+    torch.testing.assert_close(y.float(), a(layer(h)), rtol=0.02, atol=0.02)
+    y.float().sum().backward()
+    assert a.theta.grad is not None
+    assert bool(a.theta.grad.isfinite().all())
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_graphs_can_be_exported(full: bool) -> None:
     a, h = learned(30, 0, full=full), torch.ones(2, 30, 3, dtype=torch.float64)

@@ -27,31 +27,38 @@ def add_gates(model: nn.Module, groups: Groups, make: Callable[..., Gate]) -> di
     """
     _check(model, groups)
     made: dict[str, Gate] = {}
+    every = [name for group in groups.values() for name in _names(group)]
+    holders = {name: model.get_submodule(name.rpartition(".")[0]) for name in every}  # before names lead through gates
+    layers = {name: model.get_submodule(name) for name in every}
     for title, group in groups.items():
-        names = [group.name] if isinstance(group, Channels) else list(group)
-        like = next((p for name in names for p in model.get_submodule(name).parameters()), next(model.parameters()))
+        names = _names(group)
+        like = next((p for name in names for p in layers[name].parameters()), next(model.parameters()))
         place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
         if isinstance(group, Channels):
             made[title] = make(len(group.sizes), sizes=group.sizes, dim=group.dim, **place)
-            _wrap(model, group.name, lambda layer, gate=made[title]: Switched(layer, gate))
+            _put(holders[group.name], group.name, Switched(layers[group.name], made[title]))
             continue
         made[title] = make(len(names), **place)
         for number, name in enumerate(names):
-            _wrap(model, name, lambda layer, gate=made[title], number=number: Gated(layer, gate, number))
+            _put(holders[name], name, Gated(layers[name], made[title], number))
     return made
 
 
-def _wrap(model: nn.Module, name: str, wrapped: Callable[[nn.Module], nn.Module]) -> None:
-    parent, _, key = name.rpartition(".")
-    modules = model.get_submodule(parent)._modules
-    modules[key] = wrapped(model.get_submodule(name))
+def _names(group: Sequence[str] | Channels) -> list[str]:
+    return [group.name] if isinstance(group, Channels) else list(group)
+
+
+def _put(holder: nn.Module, name: str, module: nn.Module) -> None:
+    holder._modules[name.rpartition(".")[2]] = module
 
 
 def _check(model: nn.Module, groups: Groups) -> None:
     known = dict(model.named_modules(remove_duplicate=False))
     seen: set[int] = set()
     for title, group in groups.items():
-        names = [group.name] if isinstance(group, Channels) else list(group)
+        if isinstance(group, str):
+            raise ConfigError(f"group {title!r} is one name; give a list of names, [{group!r}]")
+        names = _names(group)
         if not names:
             raise ConfigError(f"group {title!r} has no modules; name at least one")
         for name in names:
@@ -70,7 +77,9 @@ def competing_in(model: nn.Module, known: Mapping[str, Gate]) -> dict[str, Compe
         if isinstance(module, SparseAdjacency):
             found[name] = module
         elif isinstance(module, Gate):
-            found[titles.get(id(module), name.rpartition(".")[0] or name)] = module
+            holder = name.rpartition(".")[0]
+            free = holder and holder not in known and holder not in found  # a module may hold several
+            found[titles.get(id(module), holder if free else name)] = module
     return found
 
 

@@ -102,6 +102,7 @@ class Gates(UnitMethod):
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
             gate.register_buffer("awake", torch.zeros_like(gate.alive))
+        surgery.unnest(model)
         bind_switches(gates, optimizer, self.lr_scale)
         selected = Selected(gates, slots, {title: title for title in gates}, {}, graph)
         return Parts(selected, _Norms(self.p), _AtZero(), costs, components=Members(example))

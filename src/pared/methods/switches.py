@@ -109,6 +109,7 @@ def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool
                 "no layer of the network can lose units, so there is nothing to shrink: "
                 + ("; ".join(f"{layer}: {reason}" for layer, reason in skipped.items()) or "it has no layers")
             )
+    surgery.unnest(model)
     layers = titles(found, model, graph, {_name(place): place.layer for place in used})
     return Switches(found, layers, reasons(skipped, before, {place.space for place in used}), graph)
 

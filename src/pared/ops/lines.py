@@ -59,7 +59,8 @@ class Lines:
             )
         if self.row is None or self.col is None or len(x) >= DENSE_FROM * self.size**2:
             return self.matrix(x) @ h
-        return torch.zeros_like(h).index_add(-2, self.row, h.index_select(-2, self.col) * x.unsqueeze(-1))
+        carried = h.index_select(-2, self.col) * x.unsqueeze(-1)  # of a wider type than h under autocast
+        return torch.zeros_like(h, dtype=carried.dtype).index_add(-2, self.row, carried)
 
 
 #: The share of entries from which on a dense product is no slower than one over a pattern; measured with derivatives on

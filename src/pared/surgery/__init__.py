@@ -16,7 +16,7 @@ from pared.surgery.optimizers import refuse_optimizer
 from pared.surgery.plan import Constant, Gather, Plan, Resize
 from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves
-from pared.surgery.stand_in import stand_in
+from pared.surgery.stand_in import stand_in, unnest
 from pared.surgery.trace import Example, Step, Value, tensors
 
 __all__ = [
@@ -57,4 +57,5 @@ __all__ = [
     "save",
     "stand_in",
     "tensors",
+    "unnest",
 ]

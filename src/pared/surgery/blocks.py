@@ -166,7 +166,17 @@ class _Block:
             return None
         first, second = step["self"], step["other"]
         other = second if first is last and step.get("alpha", 1) == 1 else first
-        return other if other is not last and other.shape == step.out.shape else None
+        return other if other is not last and (other.shape == step.out.shape or self._spread(other, step)) else None
+
+    def _spread(self, other: Value, step: Step) -> bool:
+        """Whether `other` is a number, as of a branch that is gone, that is added to a tensor shaped as what `step` gives."""
+        readers = self._readers(step.out)
+        told = any(value is step.out for value in self.graph.program.outputs)
+        return not (other.shape or told) and bool(readers) and all(self._keeps_shape(r, step.out) for r in readers)
+
+    def _keeps_shape(self, reader: Step, out: Value) -> bool:
+        others = [value for value in reader.values() if value is not out]
+        return reader.op == "add" and any(value.shape == reader.out.shape for value in others)
 
     def _source(self, value: Value, zeros: Mapping[int, Sequence[bool]]) -> Value:
         """The value that `value` always equals, as far back as can be told."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pared.nn.zero import Zero, ZeroAttention
+from pared.nn import Gated, Switched, Zero, ZeroAttention
 from pared.surgery.apply import bare
 from pared.surgery.optimizers import Optimizers, listed
 
@@ -47,9 +47,9 @@ def _replace(model: nn.Module, name: str, kind: Kind, undo: list[Callable[[], ob
     old = modules[key]
     undo.append(partial(modules.__setitem__, key, old))
     modules[key] = stands_for(old, kind)
-    for layer in _fused_around(model, name):
-        undo.append(partial(setattr, layer, FUSED, getattr(layer, FUSED)))
-        setattr(layer, FUSED, 0)
+    for module, attribute in _fused_around(model, name):
+        undo.append(partial(setattr, module, attribute, getattr(module, attribute)))
+        setattr(module, attribute, False)
 
 
 def stands_for(old: nn.Module | None, kind: Kind) -> nn.Module:
@@ -64,18 +64,28 @@ def stands_for(old: nn.Module | None, kind: Kind) -> nn.Module:
 
 #: By this torch's own transformer layers know which activation to fuse with the weights around it, past all modules: 0 is none.
 FUSED = "activation_relu_or_gelu"
+#: By this torch's own encoders know whether to give their layers nested tensors, which only those that are fused can take.
+NESTED = "use_nested_tensor"
 
 
 def unfuse(model: nn.Module, name: str) -> None:
     """Let torch's own transformer layers around module `name`, which is not what it was, call their modules."""
-    for layer in _fused_around(model, name):
-        setattr(layer, FUSED, 0)
+    for module, attribute in _fused_around(model, name):
+        setattr(module, attribute, False)
 
 
-def _fused_around(model: nn.Module, name: str) -> list[nn.Module]:
+def unnest(model: nn.Module) -> None:
+    """Let torch's own encoders with gates or switches inside, which no layer is fused with, give them plain tensors."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, Gated | Switched) for m in module.modules()):
+            setattr(module, NESTED, False)
+
+
+def _fused_around(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
     parts = name.split(".")
-    around = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts)))
-    return [module for module in around if isinstance(module, nn.TransformerEncoderLayer)]
+    around = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    told = {nn.TransformerEncoderLayer: FUSED, nn.TransformerEncoder: NESTED}
+    return [(module, attribute) for module in around for kind, attribute in told.items() if isinstance(module, kind)]
 
 
 def _forget(optimizer: Optimizer, gone: set[int], undo: list[Callable[[], object]]) -> None:

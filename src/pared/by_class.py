@@ -19,7 +19,7 @@ from pared.train.batches import Loss, length, train_on
 from pared.train.checkpoint import generator_for, load_state, save_state
 from pared.train.context import Observer
 
-#: From this epoch on a network that knows no more than how frequent classes are counts as one that has collapsed.
+#: After fewer epochs than these a network that knows no more than how frequent classes are may just be slow.
 PATIENCE = 5
 
 State = dict[str, Any]
@@ -73,7 +73,7 @@ def train_by_class(
 
     All candidates are one run up to their cutoffs, see the same batches and the same dropout, and train for `epochs` in
     all; 0 among `cutoffs` is plain SGD. Rates become 1 again after every half epoch. A run that is not finite, or that
-    from the fifth epoch on knows no more than how frequent classes are, begins anew with a tenth of `rate_lr`. `model`
+    at the last cutoff knows no more than how frequent classes are, begins anew with a tenth of `rate_lr`. `model`
     itself is left as it is. Ctrl-C keeps the candidates that are complete.
 
     Args:
@@ -233,7 +233,8 @@ class _Run:
     def _failure(self, model: nn.Module, epoch: int, loss: float, *, or_collapsed: bool) -> str:
         if not (math.isfinite(loss) and _finite(model)):
             return f"loss or weights were not finite in epoch {epoch + 1}"
-        judged = or_collapsed and epoch + 1 >= PATIENCE and self.loss is F.cross_entropy
+        at_the_end = epoch + 1 == self.cutoffs[-1] >= PATIENCE
+        judged = or_collapsed and at_the_end and self.loss is F.cross_entropy
         if judged and loss > 0.999 * self._uninformed():
             return f"the loss of epoch {epoch + 1}, {loss:.4g}, is that of knowing how frequent classes are"
         return ""

@@ -1,6 +1,7 @@
 """Rates by class: SGD where there are none, the paper's equations for one sample, and what classes add up to."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -232,6 +233,18 @@ def test_passes_add_up_and_those_outside_count_as_they_are() -> None:
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q)
     torch.testing.assert_close(optimizer.rates(weights(model)[0]), other.rates(weights(twin)[0]))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_batches_are_forgotten_with_their_gradients(kind: str) -> None:
+    model = network(kind)
+    optimizer, kept = ClassRateSGD(model, 0.1, 1e3, classes=K), []
+    for step in range(2):
+        x, y = data(kind, 6, step)
+        go(model, optimizer, x, y)
+        kept += [weakref.ref(batch) for batch in optimizer._batches]
+    optimizer.zero_grad()
+    assert [one() for one in kept] == [None, None]
 
 
 def test_sequences_belong_to_their_samples() -> None:

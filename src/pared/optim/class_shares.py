@@ -36,7 +36,8 @@ class Batch:
 
     def see(self, weight: Tensor, x: Tensor, dy: Tensor, conv: tuple[Any, ...] | None) -> None:
         """Keep what a layer was given and what came back."""
-        self.seen.setdefault(weight, []).append(Use(x, dy, conv))
+        # Detached: the graph behind x knows this batch, and neither would ever be freed.
+        self.seen.setdefault(weight, []).append(Use(x.detach(), dy, conv))
 
 
 class Watch(TorchFunctionMode):

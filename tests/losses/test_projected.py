@@ -1,12 +1,14 @@
 """Projected cross-entropy: torch's own where all classes are selected, and what it is where they are not."""
 
 import copy
+import itertools
+import math
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,26 +66,53 @@ def test_its_own_formula_is_cross_entropy_when_draws_select_all(case: Any) -> No
         torch.testing.assert_close(loss(x, y), twin(x, y))
 
 
-@settings(max_examples=60)
-@given(CASES, st.floats(0.05, 0.95), st.sampled_from(["magnitude", "signed", "printed", "uniform"]))
-def test_it_is_cross_entropy_on_the_selected_classes(case: Any, density: float, prior: Any) -> None:
-    x, y, options = data(case)
-    if case[1] is None:
-        return
-    loss = ProjectedCrossEntropy(density, 1, **options, prior=prior, seed=case[-1])
-    keep = copy.deepcopy(loss)._draw(x.movedim(1, -1), loss.sampling.count(case[0])).movedim(-1, 1)
-    assert bool((keep.sum(1) == max(1, -(-density * case[0] // 1))).all())
-    keep = keep | (y != 0.0) if case[5] else keep.scatter(1, y.where(y >= 0, 0).unsqueeze(1), value=True)
-    value = loss(x, y)
-    if options["label_smoothing"] == 0.0:
-        twin = nn.CrossEntropyLoss(**options)(x.masked_fill(~keep, -1e9), y)
-        torch.testing.assert_close(value, twin)
-        free = {"weight": options["weight"], "reduction": "none"}
-        each = ProjectedCrossEntropy(density, 3, **free)(x, y)
-        assert bool((each <= nn.CrossEntropyLoss(**free)(x, y) + 1e-12).all())
-    (grad,) = torch.autograd.grad(value.sum(), x)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("probable", [False, True])
+@pytest.mark.parametrize("prior", ["magnitude", "signed", "printed", "uniform"])
+@pytest.mark.parametrize("density", [0.1, 0.3, 0.7])
+def test_it_is_cross_entropy_on_the_selected_classes(
+    density: float, prior: Any, probable: bool, weighted: bool, smoothing: float
+) -> None:
+    """Each sample beside torch's loss on its selected logits alone, as a classifier with fewer classes."""
+    classes = 11
+    x, y, options = data((classes, (2,), "none", smoothing, weighted, probable, 3))
+    loss = ProjectedCrossEntropy(density, 1, **options, prior=prior, seed=5)
+    keep = copy.deepcopy(loss)._draw(x.movedim(1, -1), loss.sampling.count(classes)).movedim(-1, 1)
+    assert bool((keep.sum(1) == math.ceil(density * classes)).all())
+    aims = y != 0.0 if probable else F.one_hot(y.where(y >= 0, 0), classes).movedim(-1, 1) != 0
+    assert not bool((keep & aims).sum(1).equal(aims.sum(1)))  # targets that are not selected, too
+    keep, each = keep | aims, loss(x, y)
+    for i, j in itertools.product(range(5), range(2)):
+        left = keep[i, :, j].nonzero().flatten()
+        weight = None if options["weight"] is None else options["weight"][left]
+        target = y[i, :, j][left] if probable else (left == y[i, j]).nonzero().flatten().squeeze()
+        rest = {"weight": weight, "label_smoothing": smoothing}
+        twin = (
+            F.cross_entropy(x[i, left, j][None], target[None], **rest, reduction="sum")
+            if target.numel()
+            else x.sum() * 0
+        )
+        torch.testing.assert_close(each[i, j], twin)
+    (grad,) = torch.autograd.grad(each.sum(), x)
     assert bool(grad.isfinite().all())
     assert not grad[~keep].any()
+    for reduction in ("mean", "sum"):
+        whole = ProjectedCrossEntropy(density, 1, **options | {"reduction": reduction}, prior=prior, seed=5)(x, y)
+        share = torch.ones_like(each) if probable else (y >= 0).double()
+        if weighted and not probable:
+            share = share * options["weight"][y.clamp(min=0)]
+        torch.testing.assert_close(whole, each.sum() / (share.sum() if reduction == "mean" else 1.0))
+
+
+@given(st.integers(2, 30), st.floats(0.01, 1.0), st.integers(1, 4), st.integers(0, 99), st.booleans())
+def test_fewer_classes_never_raise_the_loss(
+    classes: int, density: float, draws: int, seed: int, weighted: bool
+) -> None:
+    x, y, options = data((classes, (), "none", 0.0, weighted, False, seed))
+    ours = ProjectedCrossEntropy(density, draws, **options, seed=seed)(x, y)
+    assert bool((ours <= nn.CrossEntropyLoss(**options)(x, y) + 1e-12).all())
+    assert bool((ours >= 0).all())
 
 
 def test_the_average_over_draws_is_one_of_losses() -> None:
@@ -158,3 +187,10 @@ def test_targets_that_do_not_fit_are_refused(density: float) -> None:
     for target in (torch.zeros(4, 5, dtype=torch.long), torch.zeros(3, dtype=torch.long), torch.zeros(4)):
         with pytest.raises(ConfigError, match=r"classes \(4,\) or probabilities"):
             ProjectedCrossEntropy(density)(torch.zeros(4, 5), target)
+
+
+def test_without_any_target_it_is_what_torch_has() -> None:
+    x, y = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)), torch.full((3,), -100)
+    assert ProjectedCrossEntropy(0.2)(x, y).isnan()
+    assert F.cross_entropy(x, y).isnan()
+    assert ProjectedCrossEntropy(0.2, reduction="sum")(x, y) == 0.0

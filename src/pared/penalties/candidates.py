@@ -10,7 +10,7 @@ magnitude a = |w|, and a' one step before. Selected are the `count` largest keys
 
 So counts are exact, and with momentum 1 the experiments have exactly the distribution of `Plain`. With momentum, b holds the
 two softmaxes' denominators, sums of e^(u a) over all weights: here their expectations, which for |w| < 1 differ from them by a
-relative 1 / sqrt(N) at most, N being all weights or, where they are more, the 2^17 that are looked at.
+relative 1 / sqrt(N) at most, N being all weights or, where they are more, the 2^15 that are looked at.
 """
 
 import math
@@ -25,7 +25,7 @@ from pared.ops.lp import widened
 #: Weights looked at together: their temporaries stay in the cache.
 CHUNK = 2**17
 #: Weights in a sample, about.
-SAMPLE = 2**17
+SAMPLE = 2**15
 #: The level for all stands this much below that of the sample.
 BELOW = 0.95
 #: Half the width of a band, in deviations of how many keys are above it, and a few more.

@@ -82,12 +82,12 @@ def test_it_is_cross_entropy_on_the_selected_classes(
     assert bool((keep.sum(1) == math.ceil(density * classes)).all())
     aims = y != 0.0 if probable else F.one_hot(y.where(y >= 0, 0), classes).movedim(-1, 1) != 0
     assert not bool((keep & aims).sum(1).equal(aims.sum(1)))  # targets that are not selected, too
-    keep, each = keep | aims, loss(x, y)
+    keep, each, everywhere = keep | aims, loss(x, y), options["weight"]
     for i, j in itertools.product(range(5), range(2)):
         left = keep[i, :, j].nonzero().flatten()
-        weight = None if options["weight"] is None else options["weight"][left]
+        weight = None if everywhere is None else everywhere[left]
         target = y[i, :, j][left] if probable else (left == y[i, j]).nonzero().flatten().squeeze()
-        rest = {"weight": weight, "label_smoothing": smoothing}
+        rest: dict[str, Any] = {"weight": weight, "label_smoothing": smoothing}
         twin = (
             F.cross_entropy(x[i, left, j][None], target[None], **rest, reduction="sum")
             if target.numel()
@@ -98,10 +98,10 @@ def test_it_is_cross_entropy_on_the_selected_classes(
     assert bool(grad.isfinite().all())
     assert not grad[~keep].any()
     for reduction in ("mean", "sum"):
-        whole = ProjectedCrossEntropy(density, 1, **options | {"reduction": reduction}, prior=prior, seed=5)(x, y)
+        options["reduction"] = reduction
+        whole = ProjectedCrossEntropy(density, 1, **options, prior=prior, seed=5)(x, y)
         share = torch.ones_like(each) if probable else (y >= 0).double()
-        if weighted and not probable:
-            share = share * options["weight"][y.clamp(min=0)]
+        share = share if probable or everywhere is None else share * everywhere[y.clamp(min=0)]
         torch.testing.assert_close(whole, each.sum() / (share.sum() if reduction == "mean" else 1.0))
 
 

@@ -50,6 +50,7 @@ bench: $(BIN)/.dev
 	$(BIN)/python benchmarks/sparse_step.py --quick
 	$(BIN)/python benchmarks/sparse_inference.py --quick
 	$(BIN)/python benchmarks/class_rates.py --quick
+	$(BIN)/python benchmarks/penalties.py --quick
 
 # Blocks of 4 kB and threads for any task, so that small matrices take every branch; then as they are shipped.
 SANITIZE := -std=c++17 -g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all

@@ -1,12 +1,12 @@
 """Networks the papers use."""
 
-from pared.models.cnn import cnn
+from pared.models.cnn import cnn, two_layer_cnn
 from pared.models.densenet import DenseBlock, DenseLayer, densenet, input_groups
 from pared.models.drawing import kaiming_
 from pared.models.gcn import GCN, gcn
 from pared.models.lenet import lenet
 from pared.models.mlp import conic, mlp
-from pared.models.resnet import BasicBlock, depth_groups, resnet, wide_resnet
+from pared.models.resnet import BasicBlock, SqueezeBlock, SqueezeExcite, depth_groups, resnet, senet, wide_resnet
 from pared.models.resnext import BranchedBlock, branch_groups, resnext
 from pared.models.vgg import VGG, vgg
 
@@ -17,6 +17,8 @@ __all__ = [
     "BranchedBlock",
     "DenseBlock",
     "DenseLayer",
+    "SqueezeBlock",
+    "SqueezeExcite",
     "branch_groups",
     "cnn",
     "conic",
@@ -29,6 +31,8 @@ __all__ = [
     "mlp",
     "resnet",
     "resnext",
+    "senet",
+    "two_layer_cnn",
     "vgg",
     "wide_resnet",
 ]

@@ -135,7 +135,8 @@ def densenet(
         ConfigError: a width or number of layers below 1, or a compression that is not in (0, 1].
 
     Source: Huang et al. (arXiv 1608.06993), section 3 and table 2: 0.8 million parameters, and with `bottleneck=False,
-    compression=1.0, layers=(12, 12, 12)`, L = 40, 1.0 million.
+    compression=1.0, layers=(12, 12, 12)`, L = 40, 1.0 million. DenseNet-121 of table 1 is `densenet((6, 12, 24, 16),
+    growth=32)`, here with the stem for small images: 7.0 million.
     """
     before = stem if stem is not None else 2 * growth if bottleneck else 16
     if not layers or min(*layers, outputs, growth, channels, before) < 1:

@@ -32,6 +32,43 @@ class BasicBlock(nn.Module):
         return torch.relu(self.shortcut(x) + y)
 
 
+class SqueezeExcite(nn.Module):
+    """Scale each channel by what all channels' means say: x · sigmoid(expand(relu(squeeze(mean of x)))).
+
+    Shapes: (n, channels, h, w) -> the same. Between the two 1x1 convolutions are channels / `reduction`.
+
+    Source: Hu et al. (arXiv 1709.01507), section 3.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        inner = max(1, channels // reduction)
+        self.squeeze = conv(channels, inner, 1, generator=generator)
+        self.expand = conv(inner, channels, 1, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled channels."""
+        return x * torch.sigmoid(self.expand(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+
+class SqueezeBlock(BasicBlock):
+    """A basic block whose branch goes through `SqueezeExcite` before the sum.
+
+    Shapes: (n, inputs, h, w) -> (n, outputs, h / stride, w / stride).
+
+    Source: Hu et al. (arXiv 1709.01507), figure 3.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, generator: torch.Generator | None = None) -> None:
+        super().__init__(inputs, outputs, stride, generator=generator)
+        self.excite = SqueezeExcite(outputs, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's result."""
+        y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        return torch.relu(self.shortcut(x) + self.excite(y))
+
+
 def resnet(
     blocks: Sequence[int] = (2, 2, 2, 2),
     outputs: int = 10,
@@ -39,9 +76,10 @@ def resnet(
     channels: int = 3,
     width: int = 64,
     stem: int | None = None,
+    block: type[BasicBlock] = BasicBlock,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """Return a residual network of basic blocks; the default is ResNet-18 for 32x32 images.
+    """Return a residual network of basic blocks, or others like them; the default is ResNet-18 for 32x32 images.
 
     Shapes: (n, `channels`, h, w) -> (n, `outputs`). Stage k has `blocks[k]` blocks of `width` · 2^k channels, each stage
     but the first halving the image; the first convolution has `stem` channels, `width` when None.
@@ -58,11 +96,31 @@ def resnet(
     layers: list[nn.Module] = [first, nn.BatchNorm2d(before), nn.ReLU()]
     for stage, count in enumerate(blocks):
         after = width * 2**stage
-        for block in range(count):
-            stride = 2 if stage and not block else 1
-            layers.append(BasicBlock(before, after, stride, generator=generator))
+        for number in range(count):
+            stride = 2 if stage and not number else 1
+            layers.append(block(before, after, stride, generator=generator))
             before = after
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear(before, outputs, generator))
+
+
+def senet(
+    blocks: Sequence[int] = (2, 2, 2, 2),
+    outputs: int = 10,
+    *,
+    channels: int = 3,
+    width: int = 64,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Return a squeeze-and-excitation network; the default is SENet-18 for 32x32 images, `resnet` with `SqueezeBlock`.
+
+    Shapes: (n, `channels`, h, w) -> (n, `outputs`).
+
+    Raises:
+        ConfigError: a width or number of blocks below 1.
+
+    Source: Hu et al. (arXiv 1709.01507), on the residual network of He et al. (arXiv 1512.03385), section 4.2.
+    """
+    return resnet(blocks, outputs, channels=channels, width=width, block=SqueezeBlock, generator=generator)
 
 
 def depth_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:

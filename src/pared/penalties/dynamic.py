@@ -1,0 +1,176 @@
+"""The dynamic regularizer with an informative prior."""
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pared.errors import ConfigError
+from pared.penalties.base import Penalty, Weights
+from pared.penalties.norms import Norm, Scope, one_of
+from pared.penalties.sampling import Pool, Prior, Sampling, Select, pool_of
+
+
+class DynamicPrior(Penalty):
+    """strength · sum over draws of ‖w ∘ I_s‖₂, where the masks I_s select weights the more probably the larger they are.
+
+    For each draw every weight has a number u from U(0, 1), and P' = momentum · softmax(u |w|) + (1 - momentum) ·
+    softmax(u |w_old|), w_old being the weights at the call before; the ⌈sampling_density · N⌉ largest P' are selected. Masks
+    are constants of the gradient, which is strength · sum of w ∘ I_s / ‖w ∘ I_s‖₂, and 0 where nothing is selected. Call it
+    once per optimizer step. The cost is that of the weights that can be selected, and memory does not grow with draws.
+
+    Of tensors whose shape has changed since the call before, as by surgery, w_old is w for one step.
+
+    Args:
+        parameters: see `Penalty`; biases and norms are left out unless `vectors`.
+        strength: see `Penalty`; the penalty is a sum over draws, of which none is averaged.
+        sampling_density: s_p, the share of weights in a draw, in (0, 1]; the paper has 0.01, 0.05 and 0.1.
+        draws: S, at least 1; the paper has no number.
+        momentum: alpha of equation 5, in [0, 1], 1 for none; the paper has no number.
+        prior: "magnitude"; "uniform", the weakly informative one of section 2.3, P' = u without momentum; "printed", the
+            -w of equation 4, which prefers large negative weights; "signed", +w.
+        norm: "l2" of equation 6, or "l2_squared" of equation 3 and algorithm 1.
+        scope: one vector of all weights ("global"), or one of each tensor.
+        shared: one u for all weights of a draw (equation 4), which makes all draws alike, rather than one for each
+            (algorithm 1).
+        select: "count", or P' > `threshold` ("absolute"), or P' > `threshold` / N ("relative"), as T of equation 3; P' of
+            weights by their size are all near 1 / N.
+        threshold: see `select`; >= 0.
+        normalize_counts: divide by how often the weight that is selected most often is (section 2.3, of lambda).
+        vectors: see `Penalty`.
+        seed: of the generator, the penalty's own.
+
+    Raises:
+        ConfigError: an option is out of range.
+
+    Source: arXiv 1910.14241, section 2 and algorithm 1, whose text and formulas contradict each other: the defaults are
+    the reading of the text, in which large weights are likely. From 16385 weights on the softmaxes' denominators are
+    their expectations, which matters to the shares of momentum, by a relative 1 / sqrt(N) at most. The readings
+    `printed`, `signed`, `shared` and those by `threshold` are drawn as written, over all weights at each draw.
+    """
+
+    def __init__(
+        self,
+        parameters: Weights,
+        strength: float,
+        sampling_density: float = 0.01,
+        draws: int = 10,
+        momentum: float = 0.9,
+        *,
+        prior: Prior = "magnitude",
+        norm: Norm = "l2",
+        scope: Scope = "global",
+        shared: bool = False,
+        select: Select = "count",
+        threshold: float = 1.0,
+        normalize_counts: bool = False,
+        vectors: bool = False,
+        seed: int = 0,
+    ) -> None:
+        one_of("norm", norm, get_args(Norm))
+        one_of("scope", scope, get_args(Scope))
+        if draws < 1:
+            raise ConfigError(f"draws must be at least 1, got {draws}")
+        super().__init__(parameters, strength, vectors=vectors)
+        self.sampling = Sampling(sampling_density, momentum, prior, shared, select, threshold)
+        self.draws, self.norm, self.scope, self.normalize_counts = draws, norm, scope, normalize_counts
+        first = next(iter(self.weights().values()))
+        self.generator = torch.Generator(first.device).manual_seed(seed)
+        self._before: dict[str, Tensor] = {}
+
+    def __call__(self) -> Tensor:
+        """Return the penalty of new draws, a scalar; with gradients on, weights are remembered for the next call."""
+        weights = self.weights()
+        parts = []
+        for group in [[name] for name in weights] if self.scope == "tensor" else [list(weights)]:
+            with torch.no_grad():
+                pool = self._pool({name: weights[name] for name in group})
+                value, slope = self._pressure(pool)
+            parts.append(_Pressed.apply(value, pool.index, slope, *(weights[name] for name in group)))
+        if self.sampling.remembers and torch.is_grad_enabled():
+            self._remember(weights)
+        return self.strength * torch.stack(parts).sum()
+
+    def _pool(self, weights: dict[str, Tensor]) -> Pool:
+        """Return the pool that draws from `weights`, and from those before where they are known and matter."""
+        known = {n: x for n, x in self._before.items() if n in weights and x.shape == weights[n].shape}
+        before = [known.get(n, w) for n, w in weights.items()] if known and self.sampling.remembers else None
+        return pool_of(list(weights.values()), before, self.sampling, self.generator)
+
+    def _pressure(self, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Return the sum over draws, and its derivatives by the weights of the pool."""
+        squares, total = pool.weight.square(), pool.weight.new_zeros(())
+        factors, chosen = torch.zeros_like(squares), torch.empty_like(squares)
+        counts = torch.zeros_like(squares) if self.normalize_counts else None
+        for _ in range(self.draws):
+            chosen.copy_(pool.draw())
+            size = torch.dot(squares, chosen)
+            if self.norm == "l2":
+                size = size.sqrt()
+                factors.addcmul_(chosen, size.reciprocal().nan_to_num_(posinf=0.0))
+            else:
+                factors.add_(chosen, alpha=2.0)
+            total += size
+            if counts is not None:
+                counts += chosen
+        if counts is not None and counts.numel():
+            most = counts.max().clamp_(min=1.0)
+            total, factors = total / most, factors.div_(most)
+        return total, factors.mul_(pool.weight)
+
+    @torch.no_grad()
+    def _remember(self, weights: dict[str, Tensor]) -> None:
+        held = self._before
+        for name, w in weights.items():
+            if name in held and held[name].shape == w.shape and held[name].dtype == w.dtype:
+                held[name].copy_(w)
+            else:
+                held[name] = w.detach().clone()
+        for name in held.keys() - weights.keys():
+            del held[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the strength, the generator's state and the weights at the call before."""
+        state = super().state_dict()
+        return state | {
+            "generator": self.generator.get_state(),
+            "before": {n: x.clone() for n, x in self._before.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load what `state_dict` gave, to draw on as if nothing had been between."""
+        super().load_state_dict(state)
+        self.generator.set_state(state["generator"].cpu())
+        device = self.generator.device
+        self._before = {name: x.to(device, copy=True) for name, x in state["before"].items()}
+
+
+class _Pressed(torch.autograd.Function):
+    """A number whose derivatives by weights are known: those of `index` are `slope`, of all where it is None."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, index: Tensor | None, slope: Tensor, *weights: Tensor) -> Tensor:
+        ctx.index, ctx.slope = index, slope
+        ctx.shapes = [(w.shape, w.dtype) for w in weights]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        found, start = [], 0
+        for (shape, dtype), needed in zip(ctx.shapes, ctx.needs_input_grad[3:], strict=True):
+            stop = start + shape.numel()
+            if not needed:
+                found.append(None)
+            elif ctx.index is None:
+                found.append((grads[0] * ctx.slope[start:stop]).view(shape).to(dtype))
+            else:
+                first, last = torch.searchsorted(
+                    ctx.index, torch.tensor([start, stop], device=ctx.index.device)
+                ).tolist()
+                dense = torch.zeros(shape.numel(), dtype=dtype, device=ctx.slope.device)
+                dense[ctx.index[first:last] - start] = (grads[0] * ctx.slope[first:last]).to(dtype)
+                found.append(dense.view(shape))
+            start = stop
+        return (None, None, None, *found)

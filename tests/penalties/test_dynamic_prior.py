@@ -1,0 +1,450 @@
+"""The dynamic prior: its limits, its counts, what its readings select, and that fast draws are those of the plain twin."""
+
+import copy
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pared
+from pared.errors import ConfigError
+from pared.models import cnn
+from pared.penalties import DynamicPrior, Sampling, l1
+from pared.penalties import dynamic as module
+from pared.penalties.candidates import Candidates
+from pared.penalties.sampling import SMALL, Plain, Select, Subset, pool_of
+
+PRIORS = ("magnitude", "uniform", "signed", "printed")
+SHAPES = st.lists(st.lists(st.integers(1, 6), min_size=2, max_size=4), min_size=1, max_size=3)
+LARGE = (150, 200)  # more than are drawn plainly
+
+
+def drawn(*shapes: Any, seed: int = 0, scale: float = 0.02) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    made = [scale * torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    return [w.requires_grad_() for w in made]
+
+
+def flat(weights: list[Tensor]) -> Tensor:
+    return torch.cat([w.detach().flatten() for w in weights])
+
+
+def gradients(weights: list[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in weights])
+
+
+class Basis:
+    """A pool whose draws are the basis vectors, one after the other."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.index: Tensor | None = None
+        self.weight, self._next = weight, 0
+
+    def draw(self) -> Tensor:
+        hits = torch.arange(len(self.weight)) == self._next
+        self._next += 1
+        return hits
+
+
+class Recorded:
+    """A pool that keeps its draws, as masks over all weights."""
+
+    def __init__(self, pool: Any, n: int) -> None:
+        self.index, self.weight, self._pool, self._n = pool.index, pool.weight, pool, n
+        self.masks: list[Tensor] = []
+
+    def draw(self) -> Tensor:
+        hits = self._pool.draw()
+        mask = torch.zeros(self._n, dtype=torch.bool)
+        mask[slice(None) if self.index is None else self.index] = hits
+        self.masks.append(mask)
+        return hits
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    found: list[Recorded] = []
+
+    def recording(weights: list[Tensor], *rest: Any) -> Recorded:
+        found.append(Recorded(pool_of(weights, *rest), sum(w.numel() for w in weights)))
+        return found[-1]
+
+    monkeypatch.setattr(module, "pool_of", recording)
+    return found
+
+
+@given(SHAPES, st.sampled_from(PRIORS), st.integers(0, 99))
+def test_one_draw_of_all_weights_is_their_norm(shapes: list[list[int]], prior: Any, seed: int) -> None:
+    weights = drawn(*shapes, seed=seed, scale=3.0)
+    size = torch.linalg.vector_norm(flat(weights))
+    torch.testing.assert_close(DynamicPrior(weights, 0.5, 1.0, 1, prior=prior)().detach(), 0.5 * size)
+    squared = DynamicPrior(weights, 1.0, 1.0, 1, prior=prior, norm="l2_squared")
+    torch.testing.assert_close(squared().detach(), size.square())
+    squared().backward()
+    torch.testing.assert_close(gradients(weights), 2.0 * flat(weights))
+
+
+@given(SHAPES, st.integers(0, 99))
+def test_the_basis_vectors_once_each_make_it_l1(shapes: list[list[int]], seed: int) -> None:
+    weights = drawn(*shapes, seed=seed)
+    n = len(flat(weights))
+    value, slope = DynamicPrior(weights, 1.0, draws=n)._pressure(Basis(flat(weights)))
+    torch.testing.assert_close(value, l1(weights).detach())
+    torch.testing.assert_close(slope, flat(weights).sign())
+
+
+def test_single_weights_uniformly_tend_to_l1_over_their_number() -> None:
+    weights = drawn((4, 5))
+    value = DynamicPrior(weights, 1.0, 1 / 20, 4000, prior="uniform")().detach() / 4000
+    torch.testing.assert_close(value, l1(weights).detach() / 20, rtol=0.03, atol=0.0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l2_squared"])
+@pytest.mark.parametrize("shape", [(4, 5), LARGE])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_zeros_have_no_penalty_and_no_gradient(prior: Any, shape: tuple[int, int], norm: Any) -> None:
+    weight = torch.zeros(shape, requires_grad=True)
+    value = DynamicPrior([weight], 1.0, 0.1, 3, prior=prior, norm=norm)()
+    value.backward()
+    assert value.item() == 0.0
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("alive", [0, 1, 200, 5000])
+def test_counts_hold_where_most_weights_are_zero(alive: int, dtype: torch.dtype) -> None:
+    weight = torch.zeros(LARGE, dtype=dtype)
+    weight.view(-1)[:alive] = torch.randn(alive, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weight.requires_grad_()
+    penalty = DynamicPrior([weight], 1.0, 0.01, 1)
+    for _ in range(3):
+        weight.grad = None
+        penalty().backward()
+        assert weight.grad is not None
+        assert int(weight.grad.count_nonzero()) == min(300, alive)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([(3, 4), (9, 11, 2), LARGE]),
+    st.sampled_from(PRIORS),
+    st.sampled_from([0.003, 0.01, 0.07, 0.3, 0.6, 0.95, 1.0]),
+    st.sampled_from([0.0, 0.9, 1.0]),
+    st.integers(0, 9),
+)
+def test_each_draw_selects_exactly_the_share_of_the_weights_rounded_up(
+    shape: tuple[int, ...], prior: Any, density: float, momentum: float, seed: int
+) -> None:
+    weights = drawn(shape, seed=seed)
+    penalty = DynamicPrior(weights, 1.0, density, 1, momentum, prior=prior, seed=seed)
+    n = weights[0].numel()
+    for _ in range(2):
+        weights[0].grad = None
+        penalty().backward()
+        assert int(gradients(weights).count_nonzero()) == penalty.sampling.count(n)
+        assert penalty.sampling.count(n) == -(-n * round(1000 * density) // 1000)
+        weights[0].data += 0.01 * torch.randn(shape, dtype=torch.float64, generator=penalty.generator)
+
+
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+@pytest.mark.parametrize("norm", ["l2", "l2_squared"])
+@pytest.mark.parametrize("normalize_counts", [False, True])
+@pytest.mark.parametrize("shapes", [[(3, 4), (2, 3, 3)], [LARGE, (5, 6)]], ids=["small", "large"])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_value_and_gradient_are_those_of_autograd_over_its_masks(
+    records: list[Recorded], prior: Any, shapes: Any, normalize_counts: bool, norm: Any, scope: Any
+) -> None:
+    weights = drawn(*shapes)
+    penalty = DynamicPrior(weights, 0.3, 0.1, 4, prior=prior, norm=norm, scope=scope, normalize_counts=normalize_counts)
+    penalty()
+    for w in weights:
+        w.data *= 1.1
+    records.clear()
+    value = penalty()
+    (2.0 * value).backward()
+    found, twin = gradients(weights), torch.zeros((), dtype=torch.float64)
+    vectors = [torch.cat([w.flatten() for w in weights])] if scope == "global" else [w.flatten() for w in weights]
+    assert len(records) == len(vectors)
+    for vector, record in zip(vectors, records, strict=True):
+        assert len(record.masks) == 4
+        most = torch.stack(record.masks).sum(0).max() if normalize_counts else 1.0
+        for mask in record.masks:
+            square = (vector * mask).square().sum()
+            twin = twin + (square.sqrt() if norm == "l2" else square) / most
+    torch.testing.assert_close(value, 0.3 * twin)
+    grads = torch.autograd.grad(0.6 * twin, weights)
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in grads]))
+    union = torch.cat([torch.stack(record.masks).any(0) for record in records])
+    assert not found[~union].any()
+
+
+def frequencies(pool: Any, n: int, draws: int) -> Tensor:
+    counts = torch.zeros(n, dtype=torch.float64)
+    for _ in range(draws):
+        counts[slice(None) if pool.index is None else pool.index] += pool.draw()
+    return counts / draws
+
+
+@pytest.mark.parametrize(
+    ("density", "momentum", "moved"),
+    [(0.01, 1.0, 0.0), (0.1, 1.0, 0.0), (0.6, 1.0, 0.0), (0.02, 0.9, 0.002), (0.1, 0.5, 0.05), (0.3, 0.0, 0.02)],
+)
+def test_fast_draws_select_each_weight_as_often_as_plain_ones(density: float, momentum: float, moved: float) -> None:
+    (weight,), (shift,) = drawn((20, 1000)), drawn((20, 1000), seed=1, scale=moved)
+    before = None if momentum == 1.0 else [(weight + shift).detach()]
+    sampling, draws = Sampling(density, momentum), 400
+    generator = torch.Generator().manual_seed(5)
+    fast = pool_of([weight], before, sampling, generator)
+    assert isinstance(fast, Candidates)
+    n = weight.numel()
+    ours, theirs = (frequencies(pool, n, draws) for pool in (fast, Plain([weight], before, sampling, generator)))
+    # Deviations of single weights, and of bins by magnitude, now and before.
+    error = ((ours * (1 - ours) + theirs * (1 - theirs)) / draws).sqrt()
+    assert float(((ours - theirs).abs() / error.clamp_min(1.5 / draws)).max()) < 6.0
+    for size in (flat([weight]).abs(), flat(before or [weight]).abs()):
+        for rows in size.argsort().split(500):
+            gap = (ours[rows] - theirs[rows]).sum()
+            assert abs(gap) <= 4.5 * float(error[rows].square().sum().sqrt()) + 1e-9
+
+
+@pytest.mark.parametrize("density", [0.001, 0.01, 0.1, 0.5, 0.99])
+def test_fast_draws_are_the_largest_keys(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers u are read back: no weight that is left out can have a larger key than one that is selected."""
+    (weight,), (shift,) = drawn((300, 200)), drawn((300, 200), seed=1, scale=0.003)
+    before = (weight + shift).detach()
+    pool = Candidates([weight], [before], 0.9, Sampling(density).count(60_000), torch.Generator().manual_seed(2))
+    now, then = flat([weight]).abs(), before.flatten().abs()
+    outside = torch.ones(60_000, dtype=torch.bool)
+    outside[pool.index] = False
+    share, low = pool._share, pool._band[0]
+
+    def key(u: Tensor, at: Tensor) -> Tensor:
+        return ((u * now[at]).exp() * share + (u * then[at]).exp() * (1 - share)).log()
+
+    if outside.any():
+        assert float(key(torch.ones(1), outside).max()) <= low
+    for _ in range(20):
+        hits = pool.draw().clone()
+        bits = (pool._words.view(torch.int16)[: len(hits)] + 32768.0) / 65536
+        assert int(hits.sum()) == Sampling(density).count(60_000)
+        edge = key(bits + 1 / 65536, pool.index)[hits].min()  # at most so much is the least selected key
+        assert bool((key(bits, pool.index)[~hits] <= edge).all())
+        assert float(edge) >= low
+
+
+def test_figures_of_the_methods_page() -> None:
+    """N = 1e5, sigma = 0.02, s_p = 0.01: the uniform prior keeps to bound 7, the magnitude prior has 1.60."""
+    (weight,) = drawn((100, 1000))
+    bound = 0.1 * float(torch.linalg.vector_norm(weight.detach()))
+    sizes = {
+        prior: [float(DynamicPrior([weight], 1.0, 0.01, 1, prior=prior, seed=seed)().detach()) for seed in range(30)]
+        for prior in ("uniform", "magnitude")
+    }
+    assert bound == pytest.approx(0.632, abs=0.005)
+    assert sum(sizes["uniform"]) / 30 <= bound * 1.002
+    assert sum(sizes["magnitude"]) / 30 == pytest.approx(1.60, abs=0.02)
+
+
+@given(st.integers(2, 400), st.floats(0.05, 1.0), st.integers(0, 99))
+@settings(max_examples=25)
+def test_the_uniform_prior_keeps_to_the_bound(n: int, density: float, seed: int) -> None:
+    (weight,) = drawn((1, n), seed=seed)
+    sampling, generator = Sampling(density, prior="uniform"), torch.Generator().manual_seed(seed)
+    pool = pool_of([weight], None, sampling, generator)
+    squares = torch.stack([(pool.weight * pool.draw()).square().sum() for _ in range(300)])
+    share = sampling.count(n) / n
+    error = float(squares.std()) / math.sqrt(300)
+    total = float(pool.weight.square().sum())
+    assert abs(float(squares.mean()) - share * total) <= 5.0 * error + 1e-12
+    assert float(squares.sqrt().mean()) <= math.sqrt(share * total + 5.0 * error) + 1e-12
+
+
+def test_what_each_prior_prefers() -> None:
+    (weight,) = drawn((100, 100))
+    generator, chosen = torch.Generator().manual_seed(0), {}
+    for prior in PRIORS:
+        pool = pool_of([weight], None, Sampling(0.01, prior=prior), generator)
+        chosen[prior] = flat([weight])[pool.draw()]
+    assert chosen["printed"].max() < 0 < chosen["signed"].min()
+    assert chosen["magnitude"].abs().min() > 0.02
+    assert chosen["magnitude"].min() < 0 < chosen["magnitude"].max()
+    assert chosen["uniform"].abs().min() < 0.005
+
+
+@given(SHAPES, st.sampled_from(["magnitude", "signed", "printed"]), st.floats(0, 1), st.booleans())
+def test_probabilities_add_up_to_one(shapes: list[list[int]], prior: Any, momentum: float, shared: bool) -> None:
+    weights, before = drawn(*shapes), [w.detach() for w in drawn(*shapes, seed=1)]
+    pool = Plain(weights, before, Sampling(0.1, momentum, prior, shared), torch.Generator().manual_seed(0))
+    chances = pool.probabilities()
+    assert float(chances.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert bool((chances >= 0).all())
+
+
+def test_one_u_for_all_weights_makes_all_draws_alike() -> None:
+    weights = drawn((30, 30))
+    shared, own = (
+        Plain(weights, None, Sampling(0.01, shared=s), torch.Generator().manual_seed(0)) for s in (True, False)
+    )
+    masks = {s: [pool.draw().clone() for _ in range(5)] for s, pool in ((True, shared), (False, own))}
+    assert all(torch.equal(mask, masks[True][0]) for mask in masks[True])
+    assert flat(weights).abs()[masks[True][0]].min() >= flat(weights).abs()[~masks[True][0]].max()
+    assert not all(torch.equal(mask, masks[False][0]) for mask in masks[False])
+
+
+def test_thresholds_select_what_exceeds_them() -> None:
+    weights = drawn((30, 30), scale=1.0)
+    scales: dict[Select, float] = {"absolute": 1.0, "relative": 900.0}
+    for select, scale in scales.items():
+        generator = torch.Generator().manual_seed(0)
+        pool = Plain(weights, None, Sampling(select=select, threshold=scale * 0.0015), generator)
+        twin = Plain(weights, None, Sampling(), torch.Generator().manual_seed(0))
+        assert torch.equal(pool.draw(), twin.probabilities() > 0.0015)
+    uniform = Plain(weights, None, Sampling(prior="uniform", select="absolute", threshold=0.9), torch.Generator())
+    assert float(uniform.draw().double().mean()) == pytest.approx(0.1, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), LARGE])
+def test_momentum_counts_only_where_weights_moved(shape: tuple[int, int]) -> None:
+    def values(momentum: float, moves: bool) -> list[float]:
+        (weight,) = drawn(shape)
+        penalty, found = DynamicPrior([weight], 1.0, 0.05, 2, momentum), []
+        for step in range(3):
+            found.append(float(penalty().detach()))
+            if moves:
+                weight.data = drawn(shape, seed=step + 1)[0].data
+        return found
+
+    assert values(1.0, False) == pytest.approx(values(0.5, False), rel=1e-12)
+    assert values(1.0, True)[0] == values(0.5, True)[0]
+    assert values(1.0, True)[1] != pytest.approx(values(0.5, True)[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), LARGE])
+def test_without_momentum_the_past_does_not_matter(shape: tuple[int, int]) -> None:
+    (weight,) = drawn(shape)
+    penalty = DynamicPrior([weight], 1.0, 0.05, 2, 1.0)
+    penalty()
+    fresh = DynamicPrior([weight], 1.0, 0.05, 2, 1.0)
+    fresh.generator.set_state(penalty.generator.get_state())
+    weight.data = drawn(shape, seed=4)[0].data
+    assert torch.equal(penalty(), fresh())
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, penalty: DynamicPrior, steps: int) -> None:
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(4, 1, 28, 28, generator=generator), torch.arange(4)
+        optimizer.zero_grad()
+        (F.cross_entropy(model(x), y) + penalty()).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("prior", ["magnitude", "uniform", "printed"])
+def test_runs_go_on_bit_equally_from_a_state_a_copy_and_a_pickle(prior: Any) -> None:
+    model = cnn("mnist", generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    penalty = DynamicPrior(model, 1e-3, 0.02, 3, prior=prior, seed=7)
+    train(model, optimizer, penalty, 2)
+    everything = (model, optimizer, penalty)
+    copied, pickled = copy.deepcopy(everything), pickle.loads(pickle.dumps(everything))
+    state = copy.deepcopy(penalty.state_dict())
+    other = copy.deepcopy(model)
+    resumed = DynamicPrior(other, 1.0, 0.02, 3, prior=prior)
+    resumed.load_state_dict(state)
+    follows = torch.optim.Adam(other.parameters(), lr=1e-3)
+    follows.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = torch.random.get_rng_state()
+    for run in (everything, copied, pickled, (other, follows, resumed)):
+        train(run[0], run[1], run[2], 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    for run in (copied[0], pickled[0], other):
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), run.parameters(), strict=True))
+
+
+def test_without_gradients_nothing_is_remembered() -> None:
+    weights = drawn((5, 5))
+    penalty = DynamicPrior(weights, 1.0)
+    with torch.no_grad():
+        assert not penalty().requires_grad
+    assert not penalty.state_dict()["before"]
+    assert penalty().requires_grad
+    assert penalty.state_dict()["before"]
+
+
+def test_it_follows_surgery() -> None:
+    model = cnn("mnist", generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    penalty = DynamicPrior(model, 1e-3, 0.02, 2)
+    train(model, optimizer, penalty, 2)
+    graph = pared.graph(model, torch.randn(2, 1, 28, 28))
+    pared.remove(model, {"0": [1, 3]}, graph=graph, optimizer=optimizer, living="cut")
+    old = model.get_parameter("0.weight")
+    train(model, optimizer, penalty, 2)
+    assert {n: tuple(x.shape) for n, x in penalty.state_dict()["before"].items()} == {
+        n: tuple(p.shape) for n, p in model.named_parameters() if p.ndim > 1
+    }
+    assert model.get_parameter("0.weight") is old
+    assert len(old) == 6
+    assert old.grad is not None
+
+
+def test_biases_norms_and_frozen_weights_are_left_out() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2), nn.Linear(2, 3))
+    model[2].requires_grad_(False)
+    assert list(DynamicPrior(model, 1.0).weights()) == ["0.weight", "3.weight"]
+    assert len(DynamicPrior(model, 1.0, vectors=True).weights()) == 6
+    assert list(DynamicPrior(model.parameters(), 1.0).weights()) == ["0", "4", "6"]
+
+
+def test_weights_that_are_no_numbers_show() -> None:
+    for bad in (math.nan, math.inf):
+        (weight,) = drawn(LARGE)
+        weight.data[0, 0] = bad
+        assert not math.isfinite(float(DynamicPrior([weight], 1.0)().detach()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": -1.0}, "strength"),
+        ({"strength": math.nan}, "strength"),
+        ({"sampling_density": 0.0}, "sampling_density"),
+        ({"sampling_density": 1.5}, "sampling_density"),
+        ({"draws": 0}, "draws"),
+        ({"momentum": 1.1}, "momentum"),
+        ({"prior": "flat"}, "prior must be one of magnitude, signed, printed, uniform"),
+        ({"norm": "l1"}, "norm"),
+        ({"scope": "layer"}, "scope"),
+        ({"select": "top"}, "select"),
+        ({"threshold": -1.0}, "threshold"),
+        ({"shared": True, "prior": "uniform"}, "shared"),
+        ({"parameters": []}, "vectors=True"),
+        ({"parameters": [torch.ones(3)]}, "vectors=True"),
+        ({"parameters": [torch.ones(3, 3).long()]}, "real weights"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DynamicPrior(**{"parameters": drawn((3, 3)), "strength": 1.0} | options)
+
+
+def test_the_cheap_pools_are_taken() -> None:
+    large, small, generator = drawn(LARGE), drawn((4, 4)), torch.Generator()
+    assert large[0].numel() > SMALL
+    for prior in PRIORS:
+        kinds = {"magnitude": Candidates, "uniform": Subset}
+        assert type(pool_of(large, None, Sampling(prior=prior), generator)) is kinds.get(prior, Plain)
+    assert type(pool_of(small, None, Sampling(), generator)) is Plain
+
+
+def test_densities_are_the_decimals_that_are_written() -> None:
+    assert 0.07 * 100 > 7.0
+    assert Sampling(0.07).count(100) == 7
+    assert [Sampling(0.01).count(n) for n in (1, 100, 101)] == [1, 1, 2]

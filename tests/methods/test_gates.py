@@ -13,7 +13,7 @@ from helpers import images, network, task
 from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import Gates, UnitSession
 from pared.models import densenet, depth_groups, input_groups, resnet
-from pared.nn import Channels, Competition, Gate, Gated, MaskConnect, SoftmaxGate
+from pared.nn import Channels, Competition, Gate, Gated, MaskConnect, SoftmaxGate, Zero
 from pared.nn.scale import Scale
 from pared.nn.top_k import TopKGate
 
@@ -255,6 +255,37 @@ class Summed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.branches[0](x) + self.branches[1](x) + self.branches[2](x)
+
+
+class Sliced(nn.Module):
+    """Branches of which some are called through slices of their list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.head = nn.ModuleList(branches(5)), nn.Sequential(nn.Tanh(), nn.Linear(2, 2), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b[0](x)
+        for branch in self.b[1:][:2]:
+            y = y + branch(x)
+        for branch in self.b[:2:-1]:
+            y = y + branch(x)
+        return self.head[1:](y)
+
+
+def test_members_may_be_called_through_slices_of_their_list() -> None:
+    x = task()[0]
+    with torch.random.fork_rng():
+        model = nn.Sequential(Sliced(), nn.Identity())
+    session = bound(model, Gates(0.0, {"a": [f"0.b.{n}" for n in (0, 1, 2, 4)]}, every=1), x[:2])
+    silence(session.gates["a"], 1, 3)
+    before = model(x)
+    session.optimizer.zero_grad()
+    session.step()
+    assert [event.index for event in session.events] == [(1, 3)]
+    torch.testing.assert_close(model(x), before)
+    small = session.realize().get_submodule("0")
+    assert [type(small.get_submodule(f"b.{n}")) for n in range(5)] == [nn.Linear, Zero, nn.Linear, nn.Linear, Zero]
 
 
 def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:

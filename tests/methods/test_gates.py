@@ -310,6 +310,17 @@ def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(stays.net.parameters(), resumed.net.parameters(), strict=True))
 
 
+def test_a_network_with_gates_of_its_own_has_the_state_that_it_had_before() -> None:
+    x = task()[0]
+    before = nn.Sequential(Competition(branches()))
+    model = copy.deepcopy(before)
+    session = bound(model, Gates(0.1, every=4), x[:2])
+    session.optimizer.step()
+    session.detach()
+    before.load_state_dict(model.state_dict())
+    torch.testing.assert_close(before(x), model(x), rtol=0, atol=0)
+
+
 def test_gates_that_keep_a_given_number_are_refused() -> None:
     model = nn.Sequential(Competition(branches(), gate=SoftmaxGate(3, k=2)))
     with pytest.raises(ConfigError, match="discretize"):

@@ -1,6 +1,7 @@
 """Edges of learned graphs that compete under the method, beyond the contract of all methods."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+import pared
 from helpers import Nodes, nodes, task
 from pared.methods import Gates, UnitSession
 from pared.nn import FixedAdjacency, SparseAdjacency, Zero
@@ -155,6 +157,22 @@ def test_a_session_resumes_bit_equally_after_edges_left() -> None:
     assert session.events == other.events
     theirs = other.model.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in session.model.state_dict().items())
+
+
+def test_a_bound_network_has_the_state_that_it_had_before(tmp_path: Path) -> None:
+    net = nodes(SparseAdjacency(6, scaling="row"))
+    before, fresh = copy.deepcopy(net), nodes(SparseAdjacency(6, scaling="row"), seed=1)
+    session = bound(net, Gates(0.1, every=2))
+    before.load_state_dict(net.state_dict())
+    silence(graph(session), 0)
+    for _ in range(3):
+        step(session)
+    assert session.events
+    session.detach()
+    pared.load(fresh, pared.save(net, tmp_path / "net.safetensors"))
+    assert torch.equal(fresh(X), net(X))
+    again = bound(fresh, Gates(0.1, every=2))
+    assert not graph(again).awake.any()
 
 
 def test_a_graph_in_a_block_that_dies_leaves_with_it() -> None:

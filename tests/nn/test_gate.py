@@ -265,8 +265,8 @@ def test_killing_needs_a_mask_and_leaves_one() -> None:
 
 
 def test_what_is_saved_and_said() -> None:
-    assert set(Gate(3).state_dict()) == {"theta", "alive", "beta", "rest"}
-    assert set(Gate(2, sizes=[1, 2]).state_dict()) == {"theta", "alive", "sizes", "beta", "rest"}
+    assert set(Gate(3).state_dict()) == {"theta", "alive", "awake", "beta", "rest"}
+    assert set(Gate(2, sizes=[1, 2]).state_dict()) == {"theta", "alive", "awake", "sizes", "beta", "rest"}
     assert Gate(3).extra_repr() == "3"
     assert Gate(2, sizes=[1, 2], dim=1, null=True, dead_grad="elu").extra_repr() == (
         "2, channels=3, dim=1, null=True, dead_grad='elu'"

@@ -101,7 +101,7 @@ class Gates(UnitMethod):
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
-            gate.register_buffer("awake", torch.zeros_like(gate.alive))
+            gate.awake.zero_()
         surgery.unnest(model)
         bind_switches(gates, optimizer, self.lr_scale)
         selected = Selected(gates, slots, {title: title for title in gates}, {}, graph)
@@ -143,11 +143,10 @@ class _AtZero:
         """Note who has a share, and kill who had none for long enough."""
         due = session.steps % session.every == 0
         for gate in session.competing.values():
-            awake = gate.get_buffer("awake")
-            awake |= gate.dead().logical_not()
+            gate.awake |= gate.dead().logical_not()
             if due:
-                _kill(session, gate, awake.logical_not())
-                awake.zero_()
+                _kill(session, gate, gate.awake.logical_not())
+                gate.awake.zero_()
 
     @torch.no_grad()
     def settle(self, session: UnitSession) -> None:

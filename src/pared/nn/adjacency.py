@@ -24,7 +24,8 @@ class SparseAdjacency(Adjacency):
 
     Shapes: (..., nodes, features) -> the same. Parameters are `theta` (E,), the paper's alpha, one for each entry of the
     pattern (`row`, `col`), and `beta_row` and `beta_col` (nodes,); `rest_row` and `rest_col` (nodes,) are what edges that
-    were killed still add to the sums of strengths, so that others keep their values.
+    were killed still add to the sums of strengths, so that others keep their values; a method notes in `awake` (E,) who was
+    not 0 of late.
 
         gamma = sigmoid(theta),  raw_ij = max(gamma_ij - sigmoid(beta_row_i) · sum_j gamma_ij
                                                        - sigmoid(beta_col_j) · sum_i gamma_ij, 0),  A = scaled raw
@@ -57,6 +58,7 @@ class SparseAdjacency(Adjacency):
     beta_row: nn.Parameter
     beta_col: nn.Parameter | None
     alive: Tensor
+    awake: Tensor
     row: Tensor
     col: Tensor
     rest_row: Tensor
@@ -88,6 +90,7 @@ class SparseAdjacency(Adjacency):
         self.positive, self.dead_grad, self.slope = positive, dead_grad, slope
         self.theta = nn.Parameter(torch.empty(len(row), device=device, dtype=dtype))
         self.register_buffer("alive", torch.ones(len(row), dtype=torch.bool, device=device))
+        self.register_buffer("awake", torch.zeros_like(self.alive))
         self.register_buffer("row", row.to(device))
         self.register_buffer("col", col.to(device))
         for side in ("row", "col"):
@@ -103,6 +106,7 @@ class SparseAdjacency(Adjacency):
         del generator
         self.theta.zero_()
         self.alive.fill_(True)
+        self.awake.zero_()
         lines, ones = self.lines(), self._mirrored(torch.ones_like(self.theta))
         both = 2.0 if self.thresholds == "sum" else 1.0
         for beta, rest, n in (

@@ -23,7 +23,7 @@ class Gate(Switch):
 
     Shapes: (..., channels, ...) -> the same, channels on axis `dim`; component j covers `sizes[j]` neighbouring ones, or one.
     Parameters are `theta` (n,), the paper's alpha, and `beta` (); `rest` () is what components that were killed still add to
-    the threshold, so that the others keep their shares.
+    the threshold, so that the others keep their shares; a method notes in `awake` (n,) who had a share of late.
 
         gamma = sigmoid(alpha),  raw = max(gamma - sigmoid(beta) · (sum of gamma + rest), 0),  a = raw / sum of raw
 
@@ -49,6 +49,7 @@ class Gate(Switch):
 
     beta: nn.Parameter
     rest: Tensor
+    awake: Tensor
     off_in: ClassVar[str] = "alive"
 
     def __init__(
@@ -85,6 +86,7 @@ class Gate(Switch):
         self.even = sizes is not None and len(set(sizes)) == 1
         self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
+        self.register_buffer("awake", torch.zeros_like(self.alive))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -97,6 +99,7 @@ class Gate(Switch):
             n = len(self.theta)
             self.beta.fill_(-math.log(n * n + n - 1))
             self.rest.zero_()
+            self.awake.zero_()
 
     def gamma(self) -> Tensor:
         """Return how strong each component is, (n,): above 0, but 0 where it was killed."""

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import pared
 from helpers import Nodes, nodes, task
+from pared.errors import RunError
 from pared.methods import Gates, UnitSession
 from pared.nn import FixedAdjacency, SparseAdjacency, Zero
 
@@ -173,6 +174,23 @@ def test_a_bound_network_has_the_state_that_it_had_before(tmp_path: Path) -> Non
     assert torch.equal(fresh(X), net(X))
     again = bound(fresh, Gates(0.1, every=2))
     assert not graph(again).awake.any()
+
+
+@pytest.mark.parametrize(("start", "left"), [(360, 200), (360, 340), (250, 100)])
+def test_a_file_of_a_realised_network_loads_whether_its_graph_is_dense_or_not(
+    start: int, left: int, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    place = torch.randperm(120**2, generator=generator)[:start]
+    row, col, value = place // 120, place % 120, torch.rand(start, generator=generator)
+    small = nn.Sequential(FixedAdjacency(120, (row[:left], col[:left]), value[:left]), nn.Linear(2, 2))
+    fresh = nn.Sequential(FixedAdjacency(120, (row, col)), nn.Linear(2, 2))
+    x = torch.randn(3, 120, 2, generator=generator)
+    pared.load(fresh, pared.save(small, tmp_path / "net.safetensors"))
+    assert torch.equal(fresh(x), small(x))
+    assert repr(fresh) == repr(small)
+    with pytest.raises(RunError, match="nodes"):
+        pared.load(nn.Sequential(FixedAdjacency(7, ([], [])), nn.Linear(3, 2)), tmp_path / "net.safetensors")
 
 
 def test_a_graph_in_a_block_that_dies_leaves_with_it() -> None:

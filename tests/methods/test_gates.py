@@ -208,7 +208,9 @@ def test_a_competition_with_one_branch_left_becomes_that_branch() -> None:
         ({"a": "3.norm2"}, "give a list of names"),
         ({"a": ["3.norm2", "3.norm2"]}, "more than once"),
         ({"a": ["3.norm2"], "b": ["3.norm2"]}, "more than once"),
-        ({"a": Channels("3.norm1", (1, 2))}, "expected 3 channels"),
+        ({"a": 3}, "group 'a' must be a list of names"),
+        ({"a": Channels("3.norm1", (1, 2))}, "group 'a' divides 3 channels on axis 1 of what module '3.norm1' gives"),
+        ({"a": Channels("3.norm1", (2, 2), 4)}, "group 'a' divides 4 channels on axis 4"),
     ],
 )
 def test_groups_that_make_no_sense_leave_the_network_as_it_was(groups: Any, told: str) -> None:
@@ -217,6 +219,34 @@ def test_groups_that_make_no_sense_leave_the_network_as_it_was(groups: Any, told
     with pytest.raises((ConfigError, SurgeryError), match=told):
         bound(model, Gates(0.1, groups))
     assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Channels("x", 4, -1), "a whole number of channels for each component"),  # type: ignore[arg-type]
+        (lambda: Channels("x", (2.0, 2.0)), "a whole number of channels"),  # type: ignore[arg-type]
+        (lambda: Channels("x", (2, 0)), "at least 1 each"),
+        (lambda: Channels("x", (2, 2), "y"), "a dim that is a whole number"),  # type: ignore[arg-type]
+        (lambda: Gate(2.0), "at least one component, got n=2.0"),  # type: ignore[arg-type]
+        (lambda: Gate(2, sizes=4), "a whole number of channels"),  # type: ignore[arg-type]
+        (lambda: Gates(None), "such as Geometric; got None"),  # type: ignore[arg-type]
+        (lambda: Gates("0.1"), "got '0.1'"),  # type: ignore[arg-type]
+        (lambda: Gates(0.1, ["a"]), "by title"),  # type: ignore[arg-type]
+        (lambda: Gates(0.1, p="x"), "a number between"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_setting_is_refused_when_it_is_made(make: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make()
+
+
+def test_a_wrapped_network_is_refused_with_what_to_do() -> None:
+    model = nn.DataParallel(residual())
+    with pytest.raises(
+        SurgeryError, match="Gates removes units while it trains, and DataParallel .* bind the bare network"
+    ):
+        bound(model, Gates(0.1))
 
 
 @pytest.mark.parametrize("outer_first", [True, False])

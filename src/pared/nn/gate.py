@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.switch import Switch
+from pared.nn.switch import Switch, whole_sizes
 from pared.ops.competition import p_norm, thresholded
 from pared.ops.lp import widened
 
@@ -66,8 +66,9 @@ class Gate(Switch):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if n < 1:
-            raise ConfigError(f"a gate needs at least one component, got n={n}")
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ConfigError(f"a gate needs at least one component, got n={n!r}")
+        sizes = None if sizes is None else whole_sizes(sizes)
         if sizes is not None and len(sizes) != n:
             raise ConfigError(f"expected a size for each of the {n} components, got {len(sizes)}")
         if positive not in get_args(Positive) or dead_grad not in get_args(DeadGrad):

@@ -395,3 +395,9 @@ def test_values_of_fixed_graphs_fit_their_edges() -> None:
             FixedAdjacency(3, ([0, 1], [1, 2]), value)
     with pytest.raises(ValueError, match="features of 3 nodes"):
         FixedAdjacency(3, ([0, 1], [1, 2]))(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0])
+def test_a_p_out_of_range_is_refused(p: float) -> None:
+    with pytest.raises(ConfigError, match="p must be above 0 and below 1"):
+        SparseAdjacency(3).penalty(p)

@@ -275,3 +275,18 @@ def test_what_is_saved_and_said() -> None:
     assert all(t.is_meta for t in (*meta.parameters(), *meta.buffers()))
     assert isinstance(meta, nn.Module)
     assert meta(torch.ones(2, 4, device="meta", dtype=torch.float64)).dtype is torch.float64
+
+
+@pytest.mark.parametrize("beta", [-80.0, -89.0, -200.0, 200.0])
+def test_gradients_are_finite_at_whatever_threshold(beta: float) -> None:
+    gate = Gate(3)
+    with torch.no_grad():
+        gate.theta.copy_(torch.tensor([0.1, 0.2, 0.3]))
+        gate.beta.fill_(beta)
+    gate.penalty().backward()
+    assert gate.theta.grad is not None
+    assert gate.beta.grad is not None
+    assert gate.theta.grad.isfinite().all()
+    assert gate.beta.grad.isfinite()
+    if beta < 0:
+        torch.testing.assert_close(gate.shares(), gate.gamma() / gate.gamma().sum())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pared.errors import ConfigError
 from pared.nn.gate import GUARD, DeadGrad, Positive
 from pared.nn.graph import Adjacency, Edges, FixedAdjacency, checked
-from pared.ops.competition import p_powers, p_root, thresholded
+from pared.ops.competition import check_p, p_powers, p_root, thresholded
 from pared.ops.lines import Lines
 from pared.ops.sinkhorn import Scaling, by_rows, scaled
 
@@ -181,8 +181,12 @@ class SparseAdjacency(Adjacency):
     def penalty(self, p: float = 0.5, values: Tensor | None = None) -> Tensor:
         """Return the sum of the p-norms of all rows and columns of A, a scalar; `values` as for a forward pass.
 
+        Raises:
+            ConfigError: p is not above 0 and below 1.
+
         Source: the paper's regularization term in section GCN; without lambda.
         """
+        check_p(p)
         lines, powers = self.lines(), p_powers(self.values() if values is None else values, p)
         return (p_root(lines.row_sums(powers), p) + p_root(lines.col_sums(powers), p)).sum()
 

@@ -112,7 +112,7 @@ class Gate(Switch):
         """Return a, (n,), each in [0, 1]; their sum is 1, or less with `null`."""
         gamma, beta, rest = self.gamma(), widened(self.beta), widened(self.rest)
         # Quotients where products would do: the one product here is that with the input, which folding looks for.
-        threshold = (gamma.sum() + rest) / (1.0 + (-beta).exp())
+        threshold = (gamma.sum() + rest) / (1.0 + (-beta.clamp(min=-LARGEST)).exp())
         if not self.null:
             threshold = torch.minimum(threshold, gamma.max() / (1.0 + GUARD))
         slope = 0.0 if self.dead_grad == "none" else self.slope
@@ -170,6 +170,8 @@ class Gate(Switch):
         return told + ("" if self.dead_grad == "none" else f", dead_grad={self.dead_grad!r}")
 
 
+#: Thresholds of a beta below minus this are no smaller: the exponential would have no end in float32, nor a gradient.
+LARGEST = 80.0
 #: By what share the largest gamma stays above the threshold.
 GUARD = 1e-3
 #: Shares below this part of an even one have a penalty that is linear.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn import Gate
-from pared.nn.gate import GUARD
+from pared.nn.gate import GUARD, Positive
 
 SIZES = [1, 2, 3, 5, 10, 64]
 FORMS: list[dict[str, Any]] = [
@@ -290,3 +290,15 @@ def test_gradients_are_finite_at_whatever_threshold(beta: float) -> None:
     assert gate.beta.grad.isfinite()
     if beta < 0:
         torch.testing.assert_close(gate.shares(), gate.gamma() / gate.gamma().sum())
+
+
+@pytest.mark.parametrize("positive", ["sigmoid", "exp"])
+@pytest.mark.parametrize("theta", [-300.0, -104.0, 89.0, 300.0])
+def test_shares_add_up_to_1_at_whatever_strength(theta: float, positive: Positive) -> None:
+    gate = Gate(3, positive=positive)
+    with torch.no_grad():
+        gate.theta.fill_(theta)
+    torch.testing.assert_close(gate.shares(), torch.full((3,), 1 / 3))
+    gate.penalty().backward()
+    assert gate.theta.grad is not None
+    assert gate.theta.grad.isfinite().all()

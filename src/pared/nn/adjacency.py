@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.gate import GUARD, DeadGrad, Positive
+from pared.nn.gate import GUARD, LARGEST, DeadGrad, Positive
 from pared.nn.graph import Adjacency, Edges, FixedAdjacency, checked
 from pared.ops.competition import check_p, p_powers, p_root, thresholded
 from pared.ops.lines import Lines
@@ -143,7 +143,8 @@ class SparseAdjacency(Adjacency):
 
     def gamma(self) -> Tensor:
         """Return how strong each entry is, (E,): above 0, but 0 where it was killed."""
-        gamma = self.theta.sigmoid() if self.positive == "sigmoid" else self.theta.exp()
+        alpha = self.theta.clamp(-LARGEST, LARGEST)
+        gamma = alpha.sigmoid() if self.positive == "sigmoid" else alpha.exp()
         return gamma.masked_fill(self.alive.logical_not(), 0.0)
 
     def values(self) -> Tensor:

@@ -104,7 +104,7 @@ class Gate(Switch):
 
     def gamma(self) -> Tensor:
         """Return how strong each component is, (n,): above 0, but 0 where it was killed."""
-        alpha = widened(self.theta)
+        alpha = widened(self.theta).clamp(-LARGEST, LARGEST)
         gamma = alpha.sigmoid() if self.positive == "sigmoid" else alpha.exp()
         return gamma.masked_fill(self.alive.logical_not(), 0.0)
 
@@ -170,7 +170,7 @@ class Gate(Switch):
         return told + ("" if self.dead_grad == "none" else f", dead_grad={self.dead_grad!r}")
 
 
-#: Thresholds of a beta below minus this are no smaller: the exponential would have no end in float32, nor a gradient.
+#: Beyond this, up and down, numbers count as this: exponentials would have no end in float32, or be 0.
 LARGEST = 80.0
 #: By what share the largest gamma stays above the threshold.
 GUARD = 1e-3

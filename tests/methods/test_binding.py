@@ -99,6 +99,7 @@ def test_whatever_binds_runs_loses_units_and_comes_back_plain(
     torch.testing.assert_close(copy.deepcopy(model)(x), before, rtol=1e-10, atol=1e-10)
     small.train()(x[:, session.inputs]).sum().backward()
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    session.remove()  # as a judge who kills would have it
     model.train()(x).sum().backward()
     session.step()
 

@@ -169,6 +169,22 @@ def same_model(first: nn.Module, second: nn.Module) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
 
 
+def same(first: Any, second: Any) -> None:
+    """What two sessions have saved is the same to the last bit."""
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert list(first) == list(second)
+        for key in first:
+            same(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            same(one, other)
+    else:
+        assert first == second
+
+
 def test_every_method_of_the_table_has_a_case() -> None:
     assert {type(method) for method in CASES.values()} == set(UNIT_METHODS.values())
 
@@ -219,6 +235,19 @@ class TestEveryMethod:
         assert held == {id(p) for p in session.model.parameters()} == {id(p) for p in session.optimizer.state}
         shapes = [p.shape for p in session.model.parameters()]
         assert shapes == [p.shape for p in average.module.parameters()]
+
+    def test_realizing_leaves_the_session_as_it_was(self, method: Any) -> None:
+        asked, other = bound(method), bound(method)
+        other.costs.rates = dict(asked.costs.rates)  # which are measured
+        other.recount()
+        for start in range(0, 63, 7):
+            for session in (asked, other):
+                run(session, 7, start=start)
+            before = copy.deepcopy(asked.state_dict())
+            small = asked.realize()
+            same(asked.state_dict(), before)
+            assert small(narrow(data(method)[0][:2], asked)).isfinite().all()
+        same(asked.state_dict(), other.state_dict())
 
     def test_a_deep_copy_is_independent(self, method: Any) -> None:
         session = bound(method)

@@ -13,7 +13,7 @@ from helpers import images, network, task
 from pared.errors import ConfigError, RunError, SurgeryError
 from pared.methods import Gates, UnitSession
 from pared.models import densenet, depth_groups, input_groups, resnet
-from pared.nn import Channels, Competition, Gate, Gated, MaskConnect, SoftmaxGate
+from pared.nn import Channels, Competition, Gate, Gated, MaskConnect, SoftmaxGate, Zero
 from pared.nn.scale import Scale
 from pared.nn.top_k import TopKGate
 
@@ -123,6 +123,8 @@ def test_realizing_takes_out_who_has_no_share_now() -> None:
     silence(session.gates["stage 0"], 0, 2)
     before = session.model.eval()(IMAGES.double())
     small = session.realize()
+    assert session.gates["stage 0"].alive.all()  # of the session nothing has left
+    assert not session.events
     torch.testing.assert_close(small(IMAGES.double()), before, rtol=1e-9, atol=1e-9)
     assert [type(small.get_submodule(str(place))) for place in (3, 5)] == [nn.Identity] * 2
     assert not any(isinstance(module, Gated | Gate | Scale) for module in small.modules())
@@ -206,7 +208,9 @@ def test_a_competition_with_one_branch_left_becomes_that_branch() -> None:
         ({"a": "3.norm2"}, "give a list of names"),
         ({"a": ["3.norm2", "3.norm2"]}, "more than once"),
         ({"a": ["3.norm2"], "b": ["3.norm2"]}, "more than once"),
-        ({"a": Channels("3.norm1", (1, 2))}, "expected 3 channels"),
+        ({"a": 3}, "group 'a' must be a list of names"),
+        ({"a": Channels("3.norm1", (1, 2))}, "group 'a' divides 3 channels on axis 1 of what module '3.norm1' gives"),
+        ({"a": Channels("3.norm1", (2, 2), 4)}, "group 'a' divides 4 channels on axis 4"),
     ],
 )
 def test_groups_that_make_no_sense_leave_the_network_as_it_was(groups: Any, told: str) -> None:
@@ -215,6 +219,34 @@ def test_groups_that_make_no_sense_leave_the_network_as_it_was(groups: Any, told
     with pytest.raises((ConfigError, SurgeryError), match=told):
         bound(model, Gates(0.1, groups))
     assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Channels("x", 4, -1), "a whole number of channels for each component"),  # type: ignore[arg-type]
+        (lambda: Channels("x", (2.0, 2.0)), "a whole number of channels"),  # type: ignore[arg-type]
+        (lambda: Channels("x", (2, 0)), "at least 1 each"),
+        (lambda: Channels("x", (2, 2), "y"), "a dim that is a whole number"),  # type: ignore[arg-type]
+        (lambda: Gate(2.0), "at least one component, got n=2.0"),  # type: ignore[arg-type]
+        (lambda: Gate(2, sizes=4), "a whole number of channels"),  # type: ignore[arg-type]
+        (lambda: Gates(None), "such as Geometric; got None"),  # type: ignore[arg-type]
+        (lambda: Gates("0.1"), "got '0.1'"),  # type: ignore[arg-type]
+        (lambda: Gates(0.1, ["a"]), "by title"),  # type: ignore[arg-type]
+        (lambda: Gates(0.1, p="x"), "a number between"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_setting_is_refused_when_it_is_made(make: Any, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make()
+
+
+def test_a_wrapped_network_is_refused_with_what_to_do() -> None:
+    model = nn.DataParallel(residual())
+    with pytest.raises(
+        SurgeryError, match="Gates removes units while it trains, and DataParallel .* bind the bare network"
+    ):
+        bound(model, Gates(0.1))
 
 
 @pytest.mark.parametrize("outer_first", [True, False])
@@ -255,6 +287,37 @@ class Summed(nn.Module):
         return self.branches[0](x) + self.branches[1](x) + self.branches[2](x)
 
 
+class Sliced(nn.Module):
+    """Branches of which some are called through slices of their list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b, self.head = nn.ModuleList(branches(5)), nn.Sequential(nn.Tanh(), nn.Linear(2, 2), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b[0](x)
+        for branch in self.b[1:][:2]:
+            y = y + branch(x)
+        for branch in self.b[:2:-1]:
+            y = y + branch(x)
+        return self.head[1:](y)
+
+
+def test_members_may_be_called_through_slices_of_their_list() -> None:
+    x = task()[0]
+    with torch.random.fork_rng():
+        model = nn.Sequential(Sliced(), nn.Identity())
+    session = bound(model, Gates(0.0, {"a": [f"0.b.{n}" for n in (0, 1, 2, 4)]}, every=1), x[:2])
+    silence(session.gates["a"], 1, 3)
+    before = model(x)
+    session.optimizer.zero_grad()
+    session.step()
+    assert [event.index for event in session.events] == [(1, 3)]
+    torch.testing.assert_close(model(x), before)
+    small = session.realize().get_submodule("0")
+    assert [type(small.get_submodule(f"b.{n}")) for n in range(5)] == [nn.Linear, Zero, nn.Linear, nn.Linear, Zero]
+
+
 def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:
     x = task()[0]
     sessions = []
@@ -277,6 +340,17 @@ def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(stays.net.parameters(), resumed.net.parameters(), strict=True))
 
 
+def test_a_network_with_gates_of_its_own_has_the_state_that_it_had_before() -> None:
+    x = task()[0]
+    before = nn.Sequential(Competition(branches()))
+    model = copy.deepcopy(before)
+    session = bound(model, Gates(0.1, every=4), x[:2])
+    session.optimizer.step()
+    session.detach()
+    before.load_state_dict(model.state_dict())
+    torch.testing.assert_close(before(x), model(x), rtol=0, atol=0)
+
+
 def test_gates_that_keep_a_given_number_are_refused() -> None:
     model = nn.Sequential(Competition(branches(), gate=SoftmaxGate(3, k=2)))
     with pytest.raises(ConfigError, match="discretize"):
@@ -295,7 +369,7 @@ def test_what_they_killed_is_removed_once_they_are_discretized(kind: type[TopKGa
     before = model.eval()(x)
     session = bound(model, Gates(0.0), x[:2])
     small = session.realize()
-    assert [list(event.index) for event in session.events] == [[1]]
+    assert gate.alive.tolist() == [True, False, True]
     torch.testing.assert_close(small.eval()(x), before, rtol=1e-5, atol=1e-5)
     assert sum(isinstance(module, nn.Linear) for module in small.modules()) == 2
 

@@ -1,6 +1,7 @@
 """Edges of learned graphs that compete under the method, beyond the contract of all methods."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+import pared
 from helpers import Nodes, nodes, task
+from pared.errors import RunError
 from pared.methods import Gates, UnitSession
 from pared.nn import FixedAdjacency, SparseAdjacency, Zero
 
@@ -155,6 +158,39 @@ def test_a_session_resumes_bit_equally_after_edges_left() -> None:
     assert session.events == other.events
     theirs = other.model.state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in session.model.state_dict().items())
+
+
+def test_a_bound_network_has_the_state_that_it_had_before(tmp_path: Path) -> None:
+    net = nodes(SparseAdjacency(6, scaling="row"))
+    before, fresh = copy.deepcopy(net), nodes(SparseAdjacency(6, scaling="row"), seed=1)
+    session = bound(net, Gates(0.1, every=2))
+    before.load_state_dict(net.state_dict())
+    silence(graph(session), 0)
+    for _ in range(3):
+        step(session)
+    assert session.events
+    session.detach()
+    pared.load(fresh, pared.save(net, tmp_path / "net.safetensors"))
+    assert torch.equal(fresh(X), net(X))
+    again = bound(fresh, Gates(0.1, every=2))
+    assert not graph(again).awake.any()
+
+
+@pytest.mark.parametrize(("start", "left"), [(360, 200), (360, 340), (250, 100)])
+def test_a_file_of_a_realised_network_loads_whether_its_graph_is_dense_or_not(
+    start: int, left: int, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    place = torch.randperm(120**2, generator=generator)[:start]
+    row, col, value = place // 120, place % 120, torch.rand(start, generator=generator)
+    small = nn.Sequential(FixedAdjacency(120, (row[:left], col[:left]), value[:left]), nn.Linear(2, 2))
+    fresh = nn.Sequential(FixedAdjacency(120, (row, col)), nn.Linear(2, 2))
+    x = torch.randn(3, 120, 2, generator=generator)
+    pared.load(fresh, pared.save(small, tmp_path / "net.safetensors"))
+    assert torch.equal(fresh(x), small(x))
+    assert repr(fresh) == repr(small)
+    with pytest.raises(RunError, match="nodes"):
+        pared.load(nn.Sequential(FixedAdjacency(7, ([], [])), nn.Linear(3, 2)), tmp_path / "net.safetensors")
 
 
 def test_a_graph_in_a_block_that_dies_leaves_with_it() -> None:

@@ -299,7 +299,7 @@ def test_a_realized_graph_gives_the_same_without_learning(n: int, dense: bool, s
         a.theta.copy_(2.0 * torch.randn(a.theta.shape, generator=drawn(0)))
     fixed = a.realize()
     assert not list(fixed.parameters())
-    assert (fixed.row is None) is dense
+    assert (fixed.value.ndim == 2) is dense
     h = torch.randn(2, n, 3, generator=drawn(1))
     torch.testing.assert_close(fixed(h), a(h), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(fixed.matrix(), a.matrix(), rtol=1e-5, atol=1e-6)
@@ -395,3 +395,9 @@ def test_values_of_fixed_graphs_fit_their_edges() -> None:
             FixedAdjacency(3, ([0, 1], [1, 2]), value)
     with pytest.raises(ValueError, match="features of 3 nodes"):
         FixedAdjacency(3, ([0, 1], [1, 2]))(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0, 2.0])
+def test_a_p_out_of_range_is_refused(p: float) -> None:
+    with pytest.raises(ConfigError, match="p must be above 0 and below 1"):
+        SparseAdjacency(3).penalty(p)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn import Gate
-from pared.nn.gate import GUARD
+from pared.nn.gate import GUARD, Positive
 
 SIZES = [1, 2, 3, 5, 10, 64]
 FORMS: list[dict[str, Any]] = [
@@ -265,8 +265,8 @@ def test_killing_needs_a_mask_and_leaves_one() -> None:
 
 
 def test_what_is_saved_and_said() -> None:
-    assert set(Gate(3).state_dict()) == {"theta", "alive", "beta", "rest"}
-    assert set(Gate(2, sizes=[1, 2]).state_dict()) == {"theta", "alive", "sizes", "beta", "rest"}
+    assert set(Gate(3).state_dict()) == {"theta", "alive", "awake", "beta", "rest"}
+    assert set(Gate(2, sizes=[1, 2]).state_dict()) == {"theta", "alive", "awake", "sizes", "beta", "rest"}
     assert Gate(3).extra_repr() == "3"
     assert Gate(2, sizes=[1, 2], dim=1, null=True, dead_grad="elu").extra_repr() == (
         "2, channels=3, dim=1, null=True, dead_grad='elu'"
@@ -275,3 +275,30 @@ def test_what_is_saved_and_said() -> None:
     assert all(t.is_meta for t in (*meta.parameters(), *meta.buffers()))
     assert isinstance(meta, nn.Module)
     assert meta(torch.ones(2, 4, device="meta", dtype=torch.float64)).dtype is torch.float64
+
+
+@pytest.mark.parametrize("beta", [-80.0, -89.0, -200.0, 200.0])
+def test_gradients_are_finite_at_whatever_threshold(beta: float) -> None:
+    gate = Gate(3)
+    with torch.no_grad():
+        gate.theta.copy_(torch.tensor([0.1, 0.2, 0.3]))
+        gate.beta.fill_(beta)
+    gate.penalty().backward()
+    assert gate.theta.grad is not None
+    assert gate.beta.grad is not None
+    assert gate.theta.grad.isfinite().all()
+    assert gate.beta.grad.isfinite()
+    if beta < 0:
+        torch.testing.assert_close(gate.shares(), gate.gamma() / gate.gamma().sum())
+
+
+@pytest.mark.parametrize("positive", ["sigmoid", "exp"])
+@pytest.mark.parametrize("theta", [-300.0, -104.0, 89.0, 300.0])
+def test_shares_add_up_to_1_at_whatever_strength(theta: float, positive: Positive) -> None:
+    gate = Gate(3, positive=positive)
+    with torch.no_grad():
+        gate.theta.fill_(theta)
+    torch.testing.assert_close(gate.shares(), torch.full((3,), 1 / 3))
+    gate.penalty().backward()
+    assert gate.theta.grad is not None
+    assert gate.theta.grad.isfinite().all()

@@ -54,8 +54,13 @@ def check_strength(strength: float | Strength, total_steps: int | None = None, *
     """Make sure of a strength; one that moves needs `total_steps` when it is bound.
 
     Raises:
-        ConfigError: it is below 0 or not finite, or the number of steps is missing.
+        ConfigError: it is no number, below 0 or not finite, or the number of steps is missing.
     """
+    moves = all(hasattr(strength, name) for name in ("start", "next"))
+    if isinstance(strength, bool) or not (moves or isinstance(strength, int | float)):
+        raise ConfigError(
+            f"strength must be a number of at least 0, or what moves it along the run, such as Geometric; got {strength!r}"
+        )
     if isinstance(strength, int | float):
         if not 0.0 <= strength < math.inf:
             raise ConfigError(f"strength must be at least 0 and finite, got {strength}")

@@ -1,10 +1,13 @@
 """Gates on modules and channels of any network, and the removal of modules whose share has gone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, get_args, runtime_checkable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pared import surgery
 from pared.errors import ConfigError, RunError, SurgeryError
@@ -14,6 +17,7 @@ from pared.methods.unit_session import UnitSession
 from pared.nn import Channels, Gate, Gated, SparseAdjacency, Switched
 from pared.surgery import Example, remove_idle, stand_in
 from pared.surgery.stand_in import Kind
+from pared.surgery.trace import arguments, evaluating
 
 #: Who competes with whom, by title: modules by name, or segments of what one gives.
 Groups = Mapping[str, Sequence[str] | Channels]
@@ -58,6 +62,8 @@ def _check(model: nn.Module, groups: Groups) -> None:
     for title, group in groups.items():
         if isinstance(group, str):
             raise ConfigError(f"group {title!r} is one name; give a list of names, [{group!r}]")
+        if not isinstance(group, Channels | Sequence):
+            raise ConfigError(f"group {title!r} must be a list of names, or Channels; got {group!r}")
         names = _names(group)
         if not names:
             raise ConfigError(f"group {title!r} has no modules; name at least one")
@@ -67,6 +73,47 @@ def _check(model: nn.Module, groups: Groups) -> None:
             if id(known[name]) in seen or sum(module is known[name] for module in known.values()) > 1:
                 raise ConfigError(f"module {name!r} of group {title!r} is named, or used, more than once")
             seen.add(id(known[name]))
+
+
+@contextmanager
+def explained(model: nn.Module, groups: Groups, example: Example) -> Iterator[None]:
+    """Say, where a network cannot be traced any more, which group divides channels that are not there.
+
+    Raises:
+        ConfigError: the network as it was gives other channels for `example`.
+    """
+    try:
+        yield
+    except SurgeryError as error:
+        segments = {title: group for title, group in groups.items() if isinstance(group, Channels)}
+        shapes = _shapes(model, {group.name for group in segments.values()}, example) if segments else {}
+        for title, group in segments.items():
+            shape, total = shapes.get(group.name), sum(group.sizes)
+            if shape is not None and (not -len(shape) <= group.dim < len(shape) or shape[group.dim] != total):
+                raise ConfigError(
+                    f"group {title!r} divides {total} channels on axis {group.dim} of what module {group.name!r} gives, "
+                    f"whose shape is {shape}; give sizes that add up to those of one axis"
+                ) from error
+        raise
+
+
+def _shapes(model: nn.Module, names: Collection[str], example: Example) -> dict[str, tuple[int, ...]]:
+    """The shapes of what modules give, as far as the forward pass comes."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, _: nn.Module, __: Any, y: Any) -> None:
+        if isinstance(y, Tensor):
+            found[name] = tuple(y.shape)
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    args, kwargs = arguments(example)
+    try:
+        with evaluating(model), torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def competing_in(model: nn.Module, known: Mapping[str, Gate]) -> dict[str, Competing]:

@@ -1,6 +1,7 @@
 """Differentiable sparsification: components compete for shares that become exactly zero (arXiv 1910.03201)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.binding import bind_switches, check_strength
-from pared.methods.components import Groups, Members, add_gates, competing_in, loser_of, members_of
+from pared.methods.components import Groups, Members, add_gates, competing_in, explained, loser_of, members_of
 from pared.methods.costs import Cost, check_cost
 from pared.methods.gate_costs import GateCosts
 from pared.methods.method import UnitMethod
@@ -68,8 +69,10 @@ class Gates(UnitMethod):
         check_strength(self.strength)
         check_cost(self.cost)
         self._gate(2)
-        if not 0.0 < self.p < 1.0:
-            raise ConfigError(f"p must be between 0 and 1, got {self.p}")
+        if not isinstance(self.p, int | float) or not 0.0 < self.p < 1.0:
+            raise ConfigError(f"p must be a number between 0 and 1, got {self.p!r}")
+        if self.groups is not None and not isinstance(self.groups, Mapping):
+            raise ConfigError(f"groups must name modules by title, {{title: [names]}}; got {self.groups!r}")
         if not 0.0 < self.lr_scale < math.inf:
             raise ConfigError(f"lr_scale must be above 0 and finite, got {self.lr_scale}")
 
@@ -83,7 +86,7 @@ class Gates(UnitMethod):
             ConfigError: a group names a module that is not there, or that is in use twice.
         """
         del generator
-        with whole(model):
+        with explained(model, self.groups or {}, example), whole(model):
             titles = add_gates(model, self.groups or {}, self._gate)
             if not competing_in(model, titles):
                 place_switches(model, example, self._unit_gate)
@@ -101,7 +104,7 @@ class Gates(UnitMethod):
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
-            gate.register_buffer("awake", torch.zeros_like(gate.alive))
+            gate.awake.zero_()
         surgery.unnest(model)
         bind_switches(gates, optimizer, self.lr_scale)
         selected = Selected(gates, slots, {title: title for title in gates}, {}, graph)
@@ -143,11 +146,10 @@ class _AtZero:
         """Note who has a share, and kill who had none for long enough."""
         due = session.steps % session.every == 0
         for gate in session.competing.values():
-            awake = gate.get_buffer("awake")
-            awake |= gate.dead().logical_not()
+            gate.awake |= gate.dead().logical_not()
             if due:
-                _kill(session, gate, awake.logical_not())
-                awake.zero_()
+                _kill(session, gate, gate.awake.logical_not())
+                gate.awake.zero_()
 
     @torch.no_grad()
     def settle(self, session: UnitSession) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared import surgery
+from pared.errors import SurgeryError
 from pared.methods.binding import check_bindable, check_strength, check_total
 from pared.methods.parts import Parts
 from pared.methods.session import Session
@@ -89,7 +90,13 @@ class UnitMethod(Method):
         every = updates_per_removal(self.every, steps_per_epoch)
         check_strength(self.strength, total_steps, binding=True)
         check_total(self.timed, total_steps, type(self).__name__)
-        net = surgery.bare(model)
+        try:
+            net = surgery.bare(model)
+        except SurgeryError:
+            raise SurgeryError(
+                f"{type(self).__name__} removes units while it trains, and {type(model).__name__} holds on to the parameters "
+                "it was made with; bind the bare network, train it in one process, and wrap what realize() returns"
+            ) from None
         check_bindable(net, optimizer)
         return UnitSession(
             model,

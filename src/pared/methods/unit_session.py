@@ -197,19 +197,39 @@ class UnitSession(Session):
         self.recount()
         return plan
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def realize(self) -> nn.Module:
         """Return a new network of the size reached, switches folded in; where inputs died, it takes `inputs` only.
+
+        The session goes on as if nothing had been asked: what is dead now, and was not yet due to be removed, is gone in
+        the new network only. Inputs wait for `remove`, as data has to follow.
 
         It is of the model's own class, made of the model's own layers, and needs no pared to load or run. A switch
         that its user put where it cannot be folded exactly is still there.
         """
-        self.judge.settle(self)
-        self.remove()
-        model = self.net
-        selects = any(isinstance(module, Select) for module in model.modules())
-        small = surgery.fold(model) if selects else surgery.fold_by(model, self.graph)
-        small.zero_grad(set_to_none=True)
-        return fix_adjacency(drop_branches(crop_kernels(small)))
+        twin = self._twin()
+        twin.judge.settle(twin)
+        twin.remove()
+        model = twin.net
+        if any(isinstance(module, Select) for module in model.modules()):
+            model = surgery.fold(model)
+        else:
+            surgery.fold_(model, twin.graph)
+        model.zero_grad(set_to_none=True)
+        return fix_adjacency(drop_branches(crop_kernels(model)))
+
+    def _twin(self) -> "UnitSession":
+        """A copy of the session with the network and no one who follows it, where all inputs live that `inputs` names."""
+        alone = {"model": self.net, "optimizer": None, "averaged": [], "copies": {}, "events": [], "on_event": _ignore}
+        left_out = ("_handles", "schedule")
+        twin = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy({k: v for k, v in (vars(self) | alone).items() if k not in left_out}))
+        chosen = {f"{name}.index" for name, module in twin.net.named_modules() if isinstance(module, Select)}
+        for name, slot in twin.slots.items() if chosen else ():
+            if chosen & {tied.tensor for tied in twin.graph.at(slot.tensor, slot.axis).slots}:
+                twin.selectors[name].alive.fill_(True)
+        return twin
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on bit-equally: model, optimizer, selectors, copies, steps, strength, events."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.gate import GUARD, DeadGrad, Positive
+from pared.nn.gate import GUARD, LARGEST, DeadGrad, Positive
 from pared.nn.graph import Adjacency, Edges, FixedAdjacency, checked
-from pared.ops.competition import p_powers, p_root, thresholded
+from pared.ops.competition import check_p, p_powers, p_root, thresholded
 from pared.ops.lines import Lines
 from pared.ops.sinkhorn import Scaling, by_rows, scaled
 
@@ -24,7 +24,8 @@ class SparseAdjacency(Adjacency):
 
     Shapes: (..., nodes, features) -> the same. Parameters are `theta` (E,), the paper's alpha, one for each entry of the
     pattern (`row`, `col`), and `beta_row` and `beta_col` (nodes,); `rest_row` and `rest_col` (nodes,) are what edges that
-    were killed still add to the sums of strengths, so that others keep their values.
+    were killed still add to the sums of strengths, so that others keep their values; a method notes in `awake` (E,) who was
+    not 0 of late.
 
         gamma = sigmoid(theta),  raw_ij = max(gamma_ij - sigmoid(beta_row_i) · sum_j gamma_ij
                                                        - sigmoid(beta_col_j) · sum_i gamma_ij, 0),  A = scaled raw
@@ -57,6 +58,7 @@ class SparseAdjacency(Adjacency):
     beta_row: nn.Parameter
     beta_col: nn.Parameter | None
     alive: Tensor
+    awake: Tensor
     row: Tensor
     col: Tensor
     rest_row: Tensor
@@ -88,6 +90,7 @@ class SparseAdjacency(Adjacency):
         self.positive, self.dead_grad, self.slope = positive, dead_grad, slope
         self.theta = nn.Parameter(torch.empty(len(row), device=device, dtype=dtype))
         self.register_buffer("alive", torch.ones(len(row), dtype=torch.bool, device=device))
+        self.register_buffer("awake", torch.zeros_like(self.alive))
         self.register_buffer("row", row.to(device))
         self.register_buffer("col", col.to(device))
         for side in ("row", "col"):
@@ -103,6 +106,7 @@ class SparseAdjacency(Adjacency):
         del generator
         self.theta.zero_()
         self.alive.fill_(True)
+        self.awake.zero_()
         lines, ones = self.lines(), self._mirrored(torch.ones_like(self.theta))
         both = 2.0 if self.thresholds == "sum" else 1.0
         for beta, rest, n in (
@@ -139,7 +143,8 @@ class SparseAdjacency(Adjacency):
 
     def gamma(self) -> Tensor:
         """Return how strong each entry is, (E,): above 0, but 0 where it was killed."""
-        gamma = self.theta.sigmoid() if self.positive == "sigmoid" else self.theta.exp()
+        alpha = self.theta.clamp(-LARGEST, LARGEST)
+        gamma = alpha.sigmoid() if self.positive == "sigmoid" else alpha.exp()
         return gamma.masked_fill(self.alive.logical_not(), 0.0)
 
     def values(self) -> Tensor:
@@ -177,8 +182,12 @@ class SparseAdjacency(Adjacency):
     def penalty(self, p: float = 0.5, values: Tensor | None = None) -> Tensor:
         """Return the sum of the p-norms of all rows and columns of A, a scalar; `values` as for a forward pass.
 
+        Raises:
+            ConfigError: p is not above 0 and below 1.
+
         Source: the paper's regularization term in section GCN; without lambda.
         """
+        check_p(p)
         lines, powers = self.lines(), p_powers(self.values() if values is None else values, p)
         return (p_root(lines.row_sums(powers), p) + p_root(lines.col_sums(powers), p)).sum()
 

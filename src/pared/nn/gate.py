@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
-from pared.nn.switch import Switch
+from pared.nn.switch import Switch, whole_sizes
 from pared.ops.competition import p_norm, thresholded
 from pared.ops.lp import widened
 
@@ -23,7 +23,7 @@ class Gate(Switch):
 
     Shapes: (..., channels, ...) -> the same, channels on axis `dim`; component j covers `sizes[j]` neighbouring ones, or one.
     Parameters are `theta` (n,), the paper's alpha, and `beta` (); `rest` () is what components that were killed still add to
-    the threshold, so that the others keep their shares.
+    the threshold, so that the others keep their shares; a method notes in `awake` (n,) who had a share of late.
 
         gamma = sigmoid(alpha),  raw = max(gamma - sigmoid(beta) · (sum of gamma + rest), 0),  a = raw / sum of raw
 
@@ -49,6 +49,7 @@ class Gate(Switch):
 
     beta: nn.Parameter
     rest: Tensor
+    awake: Tensor
     off_in: ClassVar[str] = "alive"
 
     def __init__(
@@ -65,8 +66,9 @@ class Gate(Switch):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if n < 1:
-            raise ConfigError(f"a gate needs at least one component, got n={n}")
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise ConfigError(f"a gate needs at least one component, got n={n!r}")
+        sizes = None if sizes is None else whole_sizes(sizes)
         if sizes is not None and len(sizes) != n:
             raise ConfigError(f"expected a size for each of the {n} components, got {len(sizes)}")
         if positive not in get_args(Positive) or dead_grad not in get_args(DeadGrad):
@@ -85,6 +87,7 @@ class Gate(Switch):
         self.even = sizes is not None and len(set(sizes)) == 1
         self.beta = nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.register_buffer("rest", torch.zeros((), device=device, dtype=dtype))
+        self.register_buffer("awake", torch.zeros_like(self.alive))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -97,10 +100,11 @@ class Gate(Switch):
             n = len(self.theta)
             self.beta.fill_(-math.log(n * n + n - 1))
             self.rest.zero_()
+            self.awake.zero_()
 
     def gamma(self) -> Tensor:
         """Return how strong each component is, (n,): above 0, but 0 where it was killed."""
-        alpha = widened(self.theta)
+        alpha = widened(self.theta).clamp(-LARGEST, LARGEST)
         gamma = alpha.sigmoid() if self.positive == "sigmoid" else alpha.exp()
         return gamma.masked_fill(self.alive.logical_not(), 0.0)
 
@@ -108,7 +112,7 @@ class Gate(Switch):
         """Return a, (n,), each in [0, 1]; their sum is 1, or less with `null`."""
         gamma, beta, rest = self.gamma(), widened(self.beta), widened(self.rest)
         # Quotients where products would do: the one product here is that with the input, which folding looks for.
-        threshold = (gamma.sum() + rest) / (1.0 + (-beta).exp())
+        threshold = (gamma.sum() + rest) / (1.0 + (-beta.clamp(min=-LARGEST)).exp())
         if not self.null:
             threshold = torch.minimum(threshold, gamma.max() / (1.0 + GUARD))
         slope = 0.0 if self.dead_grad == "none" else self.slope
@@ -166,6 +170,8 @@ class Gate(Switch):
         return told + ("" if self.dead_grad == "none" else f", dead_grad={self.dead_grad!r}")
 
 
+#: Beyond this, up and down, numbers count as this: exponentials would have no end in float32, or be 0.
+LARGEST = 80.0
 #: By what share the largest gamma stays above the threshold.
 GUARD = 1e-3
 #: Shares below this part of an even one have a penalty that is linear.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn.gate import Gate
+from pared.nn.switch import whole_sizes
 from pared.nn.zero import Zero, unfused
 
 
@@ -22,6 +23,14 @@ class Channels:
     name: str
     sizes: tuple[int, ...]
     dim: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = whole_sizes(self.sizes)
+        if min(sizes, default=0) < 1 or type(self.dim) is not int:
+            raise ConfigError(
+                f"Channels of {self.name!r} need sizes of at least 1 each and a dim that is a whole number; "
+                f"got {self.sizes!r} and {self.dim!r}"
+            )
 
 
 class Gated(nn.Module):

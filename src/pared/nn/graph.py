@@ -82,8 +82,8 @@ class Adjacency(nn.Module):
 class FixedAdjacency(Adjacency):
     """Multiply by a matrix A that is not learned: of edges, or dense where that is faster.
 
-    Shapes: (..., nodes, features) -> the same. Buffers are `value`, (nodes, nodes) or (edges,), and for the latter `row`
-    and `col`, (edges,).
+    Shapes: (..., nodes, features) -> the same. Buffers are `value`, (nodes, nodes) or (edges,), and `row` and `col`, (edges,),
+    which are empty where `value` is a matrix.
 
     Args:
         nodes: how many there are, >= 1.
@@ -95,8 +95,8 @@ class FixedAdjacency(Adjacency):
     """
 
     value: Tensor
-    row: Tensor | None
-    col: Tensor | None
+    row: Tensor
+    col: Tensor
 
     def __init__(
         self, nodes: int, edges: Edges, value: Tensor | None = None, *, dtype: torch.dtype | None = None
@@ -109,8 +109,8 @@ class FixedAdjacency(Adjacency):
         self.nodes = nodes
         dense = len(row) >= DENSE_FROM * nodes**2
         self.register_buffer("value", Lines(nodes, row, col).matrix(value) if dense else value.clone())
-        self.register_buffer("row", None if dense else row)
-        self.register_buffer("col", None if dense else col)
+        self.register_buffer("row", row.new_empty(0) if dense else row)
+        self.register_buffer("col", col.new_empty(0) if dense else col)
 
     @classmethod
     def normalized(
@@ -164,11 +164,11 @@ class FixedAdjacency(Adjacency):
 
     def lines(self) -> Lines:
         """Return which rows and columns the entries are in."""
-        return Lines(self.nodes, self.row, self.col)
+        return Lines(self.nodes) if self.value.ndim == 2 else Lines(self.nodes, self.row, self.col)
 
     def extra_repr(self) -> str:
         """Say how large the graph is, and how it is stored."""
-        return f"{self.nodes}, dense" if self.row is None else f"{self.nodes}, edges={len(self.row)}"
+        return f"{self.nodes}, dense" if self.value.ndim == 2 else f"{self.nodes}, edges={len(self.row)}"
 
 
 def checked(nodes: int, edges: Edges) -> tuple[Tensor, Tensor]:

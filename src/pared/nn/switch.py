@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from operator import index
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -26,6 +27,18 @@ def check_init(init: Init) -> None:
     number = isinstance(init, int | float) and not isinstance(init, bool)
     if not (init in get_args(Drawn) if isinstance(init, str) else number and math.isfinite(init) and init != 0):
         raise ConfigError(f"init must be one of {', '.join(get_args(Drawn))}, or a number other than 0; got {init!r}")
+
+
+def whole_sizes(sizes: Sequence[int]) -> list[int]:
+    """Return `sizes` as a list.
+
+    Raises:
+        ConfigError: they are no whole numbers.
+    """
+    try:
+        return [index(size) for size in sizes]
+    except TypeError:
+        raise ConfigError(f"sizes must be a whole number of channels for each component, got {sizes!r}") from None
 
 
 class Switch(nn.Module):
@@ -70,6 +83,7 @@ class Switch(nn.Module):
         super().__init__()
         if channels < 1:
             raise ConfigError(f"a switch needs at least one channel, got channels={channels}")
+        sizes = None if sizes is None else whole_sizes(sizes)
         if sizes is not None and (min(sizes, default=0) < 1 or sum(sizes) != channels):
             raise ConfigError(
                 f"sizes must be positive and add up to the {channels} channels, got {len(sizes)} sizes adding up to "

@@ -31,10 +31,19 @@ def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e
 
     Source: differentiable sparsification (arXiv 1910.03201), the regularizer behind equation 5. Deviation: the linear part.
     """
-    if not 0.0 < p < 1.0:
-        raise ConfigError(f"p must be above 0 and below 1, got {p}")
+    check_p(p)
     powers = p_powers(widened(a), p, linear_below=linear_below)
     return p_root(powers.sum(dim), p).to(a.dtype)
+
+
+def check_p(p: float) -> None:
+    """Make sure of the p of a p-norm.
+
+    Raises:
+        ConfigError: it is out of range.
+    """
+    if not 0.0 < p < 1.0:
+        raise ConfigError(f"p must be above 0 and below 1, got {p}")
 
 
 def p_powers(a: Tensor, p: float = 0.5, *, linear_below: float = 1e-4) -> Tensor:

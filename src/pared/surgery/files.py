@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError, RunError
-from pared.nn import Zero, ZeroAttention
+from pared.nn import FixedAdjacency, Zero, ZeroAttention
+from pared.nn.graph import checked
 from pared.nn.sparse_layer import DERIVED, SparseLayer
 from pared.ops.pattern import Pattern
 from pared.storage import write_atomically
@@ -84,8 +85,10 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     drawn = {name: held[structure["aliases"].get(name, name)] for name in (*held, *structure["aliases"])}
     patterns = _patterns(path, model, structure, drawn)
     places = {f"{prefix}{part}" for prefix in patterns for part in _INDICES}
-    free = places | {f"{prefix}values" for prefix in patterns}
+    graphs = _graphs(path, model, structure, drawn)
+    free = places | {f"{prefix}values" for prefix in patterns} | graphs
     changed = _check_shapes(path, mine, {name: tensor for name, tensor in drawn.items() if name not in free})
+    changed |= {name for name in graphs if mine[name].shape != drawn[name].shape}
     settings = _settings(path, model, structure, changed)
     # Patterns come whole, and never into indices that are there, which other layers and the user may hold too.
     _fill(model, mine, {name: tensor for name, tensor in drawn.items() if name not in places}, device)
@@ -199,6 +202,26 @@ def _patterns(
             found[prefix] = (layer, layer.read_pattern(*(drawn[prefix + part] for part in (*_INDICES, "values"))))
         except ConfigError as error:
             raise _misfit(path, f"layer {prefix[:-1]!r}: {error}") from None
+    return found
+
+
+def _graphs(path: Path, model: nn.Module, structure: Mapping[str, Any], drawn: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of the tensors of fixed graphs that stay: they come as the file has them, dense or by edges."""
+    found: set[str] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        names = [f"{name}.{part}".lstrip(".") for part in ("value", "row", "col")]
+        if not isinstance(module, FixedAdjacency) or not drawn.keys() >= set(names):
+            continue
+        value, row, col = (drawn[part] for part in names)
+        nodes = structure["numbers"].get(name, {}).get("nodes", module.nodes)
+        try:
+            row, _ = checked(nodes, (row, col))
+        except ConfigError as error:
+            raise _misfit(path, f"graph {name!r}: {error}") from None
+        if nodes > module.nodes or value.shape != ((nodes, nodes) if value.ndim == 2 else row.shape):
+            told = f"{nodes} nodes and values of shape {tuple(value.shape)} in the file and {module.nodes} nodes here"
+            raise _misfit(path, f"graph {name!r} has {told}")
+        found.update(names)
     return found
 
 

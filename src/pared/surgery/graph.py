@@ -12,7 +12,7 @@ from pared.surgery import image_rules as _image_rules  # noqa: F401  (registers 
 from pared.surgery import layer_rules as _layer_rules  # noqa: F401
 from pared.surgery.axes import Dim, find, freeze, leaves, unify
 from pared.surgery.rules import RULES, refuse
-from pared.surgery.trace import Example, Program, Step, Value, flat, steps, tensors, trace
+from pared.surgery.trace import Example, Program, Step, Value, flat, named, steps, tensors, trace
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,7 @@ class Builder:
         known: dict[Any, Any] = {}
         self._placeholders(graph, names, known)
         for node, step in steps(graph, known, exported.graph_module):
+            step.layer = named(self.model, step.layer)
             out = self._apply(step)
             if isinstance(step.shapes, list):
                 step.out = [Value(dims) for dims in out]

@@ -1,5 +1,6 @@
 """What a network computes, as a list of steps: `torch.export`'s program, read once."""
 
+import ast
 import copy
 import logging
 import warnings
@@ -270,6 +271,23 @@ def _step(node: fx.Node, known: Mapping[fx.Node, Any]) -> Step:
     return Step(
         name.removesuffix("_") if inplace else name, target, args, layer, _shapes(node.meta.get("val")), inplace
     )
+
+
+def named(model: nn.Module, path: str) -> str:
+    """Return the name of the module that `path` leads to, where that goes through slices of lists of modules.
+
+    A slice has no name of its own: what it does itself is its list's.
+    """
+    if "slice(" not in path:
+        return path
+    names, module, found = {id(module): name for name, module in model.named_modules()}, model, ""
+    for part in path.split("."):
+        if part.startswith("slice(") and isinstance(module, nn.ModuleList | nn.Sequential):
+            module = module[slice(*ast.literal_eval(part.removeprefix("slice")))]
+        else:
+            module = module.get_submodule(part)
+        found = names.get(id(module), found)
+    return found
 
 
 def _shapes(value: Any) -> Any:

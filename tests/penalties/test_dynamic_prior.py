@@ -337,6 +337,24 @@ def test_without_momentum_the_past_does_not_matter(shape: tuple[int, int]) -> No
     assert torch.equal(penalty(), fresh())
 
 
+def test_the_past_is_the_weights_at_the_call_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = drawn((4, 5), (3, 2))
+    penalty, pasts, seen = DynamicPrior(weights, 1.0), [], []
+
+    def looking(now: list[Tensor], before: list[Tensor] | None, *rest: Any) -> Any:
+        pasts.append(before and flat(before).clone())
+        return pool_of(now, before, *rest)
+
+    monkeypatch.setattr(module, "pool_of", looking)
+    for step in range(4):
+        seen.append(flat(weights))
+        penalty().backward()
+        for w in weights:
+            w.data.add_(0.1 * (step + 1))
+    assert pasts[0] is None
+    assert all(torch.equal(past, now) for past, now in zip(pasts[1:], seen[:-1], strict=True))
+
+
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, penalty: DynamicPrior, steps: int) -> None:
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)

@@ -429,6 +429,7 @@ class Called(nn.Module):
         return self.out(F.linear(input=x.flatten(1), weight=self.linear.weight).tanh())
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("how", ["plain", "keywords", "same", "valid"])
 def test_layers_may_be_called_in_any_way(how: str) -> None:
     x, y = data("conv", 10)

@@ -92,6 +92,8 @@ def run(name: str, activation: str, seed: int, options: argparse.Namespace) -> d
         epochs=EPOCHS,
         seed=seed,
     )
+    if learned.interrupted:  # what is kept is no whole run
+        raise KeyboardInterrupt
     rated = max(learned.candidates[1:], key=lambda one: (one.score, -one.cutoff))
     record: dict[str, Any] = {}
     for one in learned.candidates:

@@ -119,6 +119,38 @@ def test_small_runs_give_both_tables(
         script.main()
 
 
+def test_an_interrupted_run_leaves_no_record(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uci").mkdir()
+    write_uci(tmp_path / "uci" / "car", rows=(60,), classes=3)
+    monkeypatch.setitem(script.TABLE_1, "car", script.TABLE_1["bank"]._replace(hidden=12))
+    monkeypatch.setattr(script, "EPOCHS", 30)
+    scores = iter([1.0, 2.0])
+
+    def accuracy(*_: Any) -> float:
+        for score in scores:
+            return score
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "accuracy", accuracy)
+    options = [
+        "tables.py",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--activations",
+        "selu",
+        "--seeds",
+        "0",
+    ]
+    monkeypatch.setattr(sys, "argv", options)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_sums_that_cancel_are_ties(script: ModuleType) -> None:
     def one(seed: int, plain: int, rated: int) -> dict[str, Any]:
         hits = [{"test": 100 * k / 7, "special": 0.0, "right": f"{256 - 2 ** (8 - k):02x}"} for k in (plain, rated)]

@@ -107,7 +107,7 @@ def run_missing(runs: Runs, options: argparse.Namespace) -> None:
     end = time.time() + 60.0 * options.budget
     missing = [(name, run) for name, run in runs if not (options.out / f"{name}.json").exists()]
     processes = getattr(options, "processes", 1)
-    if processes > 1:
+    if processes > 1 and missing:
         with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (options.threads,)) as pool:
             done = list(pool.map(_run_into, *zip(*missing, strict=True), repeat(options.out), repeat(end)))
     else:

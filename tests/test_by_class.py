@@ -1,6 +1,7 @@
 """Training by class: candidates are the optimizer's own runs, what diverges begins anew, and nothing is lost on the way."""
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import pared
 from pared.errors import ConfigError, RunError
@@ -137,16 +138,26 @@ def test_it_goes_on_to_the_bit_where_it_was_interrupted(tmp_path: Path, seed: in
     assert [a.loss for a in whole.candidates] == [b.loss for b in rest.candidates]
     with pytest.raises(RunError, match="another epochs"):
         learned(network(0.1), loader(seed), folder=tmp_path, epochs=5)
+    with pytest.raises(RunError, match="another cutoffs"):
+        learned(network(0.1), loader(seed), folder=tmp_path, cutoffs=(1, 3))
+    with pytest.raises(RunError, match="another classes"):
+        learned(network(0.1), loader(seed), folder=tmp_path, classes=K + 1)
     with pytest.raises(RunError, match="another start"):
         learned(mlp(5, K, (8, 6), activation=nn.SELU, dropout=0.1), loader(seed), folder=tmp_path)
 
 
-def test_candidates_see_the_same_batches_and_dropout_and_the_global_state_stays() -> None:
+def with_sampler() -> Any:
+    rows = TensorDataset(*data())
+    return DataLoader(rows, 12, sampler=RandomSampler(rows, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("make", [lambda: loader(0), lambda: loader(7), with_sampler])
+def test_candidates_see_the_same_batches_and_dropout_and_the_global_state_stays(make: Any) -> None:
     before = torch.get_rng_state()
-    found = learned(network(0.1), loader(0), rate_lr=0.0)
+    found = learned(network(0.1), make(), rate_lr=0.0)
     assert same(found.candidates[0].model, found.candidates[2].model)
     assert torch.equal(before, torch.get_rng_state())
-    other = learned(network(0.1), loader(0), rate_lr=0.0, seed=1)
+    other = learned(network(0.1), make(), rate_lr=0.0, seed=1)
     assert not same(found.model, other.model)
 
 
@@ -165,6 +176,24 @@ def test_interrupted_it_keeps_what_is_complete() -> None:
     calls.append(1)
     with pytest.raises(KeyboardInterrupt):
         learned(validate=lambda model: (_ for _ in ()).throw(KeyboardInterrupt))
+
+
+def test_a_score_that_is_no_number_is_the_worst() -> None:
+    scores = iter([math.nan, 0.5, 0.4])
+    found = learned(validate=lambda model: next(scores))
+    assert (found.cutoff, found.score) == (2, 0.5)
+
+
+def test_rows_that_the_loss_leaves_out_may_have_a_group() -> None:
+    x, y = data()
+    y[::5] = -100  # what cross-entropy passes over
+    found = learned(
+        loader=list(zip(x.split(12), y.split(12), strict=True)),
+        groups=lambda x, y: y.clamp(min=0),
+        epochs=6,
+        cutoffs=(5,),
+    )
+    assert math.isfinite(found.candidates[0].loss)
 
 
 def test_groups_take_the_place_of_classes() -> None:

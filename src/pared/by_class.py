@@ -72,14 +72,16 @@ def train_by_class(
     """Return the network trained with rates by class up to a cutoff, which validation chooses, and by plain SGD behind it.
 
     All candidates are one run up to their cutoffs, see the same batches and the same dropout, and train for `epochs` in
-    all; 0 among `cutoffs` is plain SGD. Rates become 1 again after every half epoch. A run that is not finite, or that
-    at the last cutoff knows no more than how frequent classes are, begins anew with a tenth of `rate_lr`. `model`
-    itself is left as it is. Ctrl-C keeps the candidates that are complete.
+    all; 0 among `cutoffs` is plain SGD. Rates become 1 again after every half epoch. A run begins anew with a tenth of
+    `rate_lr` that is not finite, be it behind a cutoff or plain throughout, or that at the last cutoff, which is 5 or more,
+    knows no more than how frequent classes are, as the default `loss` tells. `model` itself is left as it is. Ctrl-C keeps
+    the candidates that are complete.
 
     Args:
         model: the network to begin with, on the device to train on.
         train_loader: gives pairs (x, y), and knows its length; x is what the network takes, y are integers (n,).
-        validate: takes a network in evaluation mode and returns its score, larger being better; no test data.
+        validate: takes a network in evaluation mode and returns its score, larger being better, NaN being worst; no test
+            data.
         classes: how many there are.
         lr: the rate, > 0.
         rate_lr: how fast rates grow; the paper has 1e5 for SELU and tanh, 1e4 for ReLU.
@@ -100,7 +102,7 @@ def train_by_class(
     Source: per-weight class-based learning rates (ICLR 2018 submission), section 4. It does not say what counts as not
     converging; that is read as above.
     """
-    cutoffs = sorted(set(cutoffs))
+    cutoffs = sorted(set(map(int, cutoffs)))
     if not cutoffs or not 0 <= cutoffs[0] <= cutoffs[-1] <= epochs:
         raise ConfigError(f"cutoffs must be epochs in 0 to epochs={epochs}, at least one, got {tuple(cutoffs)}")
     if epochs < 1:
@@ -114,7 +116,17 @@ def train_by_class(
         return ClassRateSGD(net, lr, rate, classes=classes, reset_every=halves, **options)
 
     make(copy.deepcopy(model), rate_lr)  # options are looked at before anything begins
-    about = {"epochs": epochs, "steps": steps, "lr": lr, "rate_lr": rate_lr, "seed": seed, "options": repr(options)}
+    about = {
+        "epochs": epochs,
+        "steps": steps,
+        "lr": lr,
+        "rate_lr": rate_lr,
+        "seed": seed,
+        "classes": classes,
+        "cutoffs": cutoffs,
+        "restarts": restarts,
+        "options": repr(options),
+    }
     run = _Run(model, train_loader, validate, loss, make, cutoffs, epochs, groups, seed)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
@@ -157,7 +169,7 @@ class _Run:
                 raise
             interrupted = True
             self.observer.note("interrupted: keeping the candidates that are complete")
-        best = max(candidates, key=lambda one: (one.score, -one.cutoff))
+        best = max(candidates, key=lambda one: (-math.inf if math.isnan(one.score) else one.score, -one.cutoff))
         return ByClass(best.model, best.cutoff, best.score, rate_lr, candidates, diverged, interrupted)
 
     def _attempt(self, rate: float, number: int, candidates: list[Candidate], *, last: bool) -> str:
@@ -242,12 +254,13 @@ class _Run:
     def _uninformed(self) -> float:
         """The cross-entropy of an answer that is the same for all samples, or infinity where targets are no classes."""
         if self.counts is None:
-            generator = self._generator()
+            generators = self._generators()
             with _seeded(0, torch.device("cpu")):
                 ys = [batch[1] for batch in self.loader]
-            self._set_generator(generator)
+            self._set_generators(generators)
             plain = all(isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point() for y in ys)
-            self.counts = torch.cat(ys).bincount() if plain else torch.zeros(0)
+            known = torch.cat(ys) if plain else torch.zeros(0, dtype=torch.long)
+            self.counts = known[known >= 0].bincount()  # those below 0 are of no account to the loss
         share = self.counts[self.counts > 0].double() / self.counts.sum()
         return float(-(share * share.log()).sum()) if len(share) else math.inf
 
@@ -266,23 +279,21 @@ class _Run:
                 "optimizer": kept,
                 "epoch": epoch,
                 "loss": loss,
-                "generator": self._generator(),
+                "generators": self._generators(),
             }
         )
 
     def _fill(self, model: nn.Module, optimizer: ClassRateSGD, state: State) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        self._set_generator(state["generator"])
+        self._set_generators(state["generators"])
 
-    def _generator(self) -> Tensor | None:
-        generator = getattr(self.loader, "generator", None)
-        return None if generator is None else generator.get_state()
+    def _generators(self) -> list[Tensor]:
+        return [one.get_state() for one in _generators(self.loader)]
 
-    def _set_generator(self, state: Tensor | None) -> None:
-        generator = getattr(self.loader, "generator", None)
-        if generator is not None and state is not None:
-            generator.set_state(state)
+    def _set_generators(self, states: Sequence[Tensor]) -> None:
+        for one, state in zip(_generators(self.loader), states, strict=True):
+            one.set_state(state)
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         if self.folder is not None:
@@ -317,6 +328,14 @@ class _Run:
                     f"{self.folder} holds a run with another {key}; give the same options to go on with it, or another "
                     "folder"
                 )
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """Those of a loader and of its samplers."""
+    sampler, by_batch = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+    holders = (loader, sampler, by_batch, getattr(by_batch, "sampler", None))
+    found = [getattr(one, "generator", None) for one in holders]
+    return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
 
 
 def _finite(model: nn.Module) -> bool:

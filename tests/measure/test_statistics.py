@@ -1,5 +1,6 @@
 """Tests of hypotheses against statsmodels, SciPy and figures in print."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,21 @@ def test_neurons_are_told_apart_as_scipy_does_with_ties_too(seed: int, rows: int
             p_values = np.nan_to_num(tested.pvalue, nan=1.0)
             clear = np.abs(p_values - level) > 1e-9
             assert ((p_values < level) == found[:, column])[clear].all()
+
+
+def test_neurons_that_give_no_number_tell_no_class() -> None:
+    classes = np.arange(300) // 100
+    activations = np.where(classes[:, None] == 0, 1.0, 0.0).repeat(3, 1) + np.arange(300)[:, None] * 1e-6
+    activations[:, 1] = np.nan
+    activations[200, 2] = np.nan
+    assert specialised(activations, classes).any(1).tolist() == [True, False, False]
+
+
+def test_thousands_of_samples_are_quick() -> None:
+    first = np.arange(60_000) % 3 > 0
+    start = time.process_time()
+    assert mcnemar(first, np.roll(first, 1)) == 1.0
+    assert time.process_time() - start < 5
 
 
 def test_ranks_are_those_of_demsar() -> None:

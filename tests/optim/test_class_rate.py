@@ -1,6 +1,7 @@
 """Rates by class: SGD where there are none, the paper's equations for one sample, and what classes add up to."""
 
 import copy
+import pickle
 import weakref
 from typing import Any
 
@@ -324,6 +325,124 @@ def test_what_is_managed_are_the_first_layers_without_the_last() -> None:
         ]
     with pytest.raises(ConfigError, match="not managed"):
         optimizer.rates(weights(model)[2])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_goes_on_at_once(copied: Any) -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    go(model, optimizer, *data("linear", 12))
+    twin, other = copied((model, optimizer))
+    x, y = data("linear", 12, 2)
+    go(model, optimizer, x, y)
+    with other.classes(y):
+        F.cross_entropy(twin(x), y).backward()
+    other.step()
+    for p, q in zip(weights(model), weights(twin), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_layer_that_is_frozen_later_stays() -> None:
+    model = network()
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    frozen = weights(model)[1].requires_grad_(False)
+    before = frozen.clone()
+    go(model, optimizer, *data("linear", 12))
+    assert torch.equal(frozen, before)
+
+
+def test_weights_that_are_saved_elsewhere_are_still_themselves() -> None:
+    model = network()
+    twin = copy.deepcopy(model)
+    optimizer, other = (ClassRateSGD(m, 0.1, 1e3, classes=K) for m in (model, twin))
+    for step in range(2):
+        with torch.autograd.graph.save_on_cpu():
+            go(model, optimizer, *data("linear", 12, step))
+        go(twin, other, *data("linear", 12, step))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "per"), [("linear", "weight"), ("linear", "layer"), ("conv", "weight")])
+def test_mixed_precision_is_close(kind: str, per: Any) -> None:
+    model = network(kind, torch.float32)
+    twin = copy.deepcopy(model)
+    optimizer, other = (ClassRateSGD(m, 0.1, 1e2, classes=12, per=per) for m in (model, twin))
+    for step in range(2):
+        x, y = data(kind, 12, step)
+        groups = torch.arange(12) if per == "layer" else y
+        optimizer.zero_grad()
+        with optimizer.classes(groups):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(model(x.float()), y)
+            loss.backward()
+        optimizer.step()
+        go(twin, other, x.float(), y, groups)
+    for p, q in zip(weights(model)[:-1], weights(twin)[:-1], strict=True):
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, q, atol=2e-2, rtol=2e-2)
+        assert bool((optimizer.rates(p) > 1).any())
+
+
+def test_booleans_are_two_groups() -> None:
+    models = [network(), network()]
+    optimizers = [ClassRateSGD(m, 0.1, 1e3, classes=2) for m in models]
+    for step in range(2):
+        x, y = data("linear", 12, step)
+        go(models[0], optimizers[0], x, y, x[:, 0] > 0)
+        go(models[1], optimizers[1], x, y, (x[:, 0] > 0).long())
+    assert all(torch.equal(p, q) for p, q in zip(*(m.parameters() for m in models), strict=True))
+
+
+def test_weights_that_are_no_parameters_take_plain_steps() -> None:
+    model = network()
+    nn.utils.parametrizations.weight_norm(model[0])
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    go(model, optimizer, *data("linear", 12))
+    assert [p is model[2].weight for p in optimizer._managed()] == [True]
+    assert len(optimizer.state_dict()["state"]) == 1
+
+
+def test_a_weight_that_is_the_last_layers_too_is_not_managed() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5))
+    model[4].weight = model[0].weight
+    assert [p is model[2].weight for p in ClassRateSGD(model, classes=5)._managed()] == [True]
+
+
+class Called(nn.Module):
+    """Layers that are called by what torch.nn.functional offers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = nn.Conv2d(1, 3, (4, 3), dilation=(1, 2))
+        self.linear = nn.Linear({"plain": 144, "keywords": 48, "same": 270, "valid": 108}[how], 6)
+        self.out = nn.Linear(6, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, (w, b) = x.view(-1, 1, 9, 10), (self.conv.weight, self.conv.bias)
+        if self.how == "plain":
+            x = F.conv2d(x, w)
+        elif self.how == "keywords":
+            x = F.conv2d(x, weight=w, bias=b, stride=2, padding=(1, 0))
+        else:
+            x = F.conv2d(x, w, b, padding=self.how, dilation=(1, 2))
+        return self.out(F.linear(input=x.flatten(1), weight=self.linear.weight).tanh())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("how", ["plain", "keywords", "same", "valid"])
+def test_layers_may_be_called_in_any_way(how: str) -> None:
+    x, y = data("conv", 10)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Called(how).double()
+    grads = torch.autograd.grad(F.cross_entropy(model(x), y), weights(model))
+    before = [p.detach().clone() for p in weights(model)]
+    optimizer = ClassRateSGD(model, 0.1, 1e3, classes=K)
+    go(model, optimizer, x, y)
+    for p, q, grad in zip(weights(model), before, grads, strict=True):
+        torch.testing.assert_close(p, q - 0.1 * grad)
+    assert all(bool((optimizer.rates(p) > 1).any()) for p in weights(model)[:2])
 
 
 def test_mistakes_are_told() -> None:

@@ -65,13 +65,20 @@ def test_accuracies_are_of_the_second_half_of_conxuntos(published: ModuleType, p
     assert strange == [("waveform", 86.10), ("waveform-noise", 84.50)]  # half a row of 2500: misprints
 
 
-def test_small_runs_give_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(FOLDER))
     spec = importlib.util.spec_from_file_location("class_rates_tables", FOLDER / "tables.py")
     assert spec is not None
     assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_small_runs_give_both_tables(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     (tmp_path / "uci").mkdir()
     write_uci(tmp_path / "uci" / "car", rows=(240,), classes=3)
     write_uci(tmp_path / "uci" / "noise", rows=(40,))  # not one of the paper's
@@ -84,7 +91,7 @@ def test_small_runs_give_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "argv", [*options, "--activations", "selu,tanh"])
     assert script.main() == 0
     printed = capsys.readouterr().out
-    for name in ("car-selu-0", "car-tanh-1"):
+    for name in ("car-selu-0-16", "car-tanh-1-16"):
         found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert found["rows"] == [102, 18, 120]
         assert sorted(found["candidates"]) == ["0", "10", "20", "30"]
@@ -93,9 +100,76 @@ def test_small_runs_give_both_tables(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert found["candidates"][str(found["cutoff"])]["special"] >= 0
     assert printed.count("| car | 2 |") == 2
     assert "| sets | 1 | 1 |" in printed
+    monkeypatch.setattr(sys, "argv", [*options, "--activations", "selu,tanh", "--processes", "2"])
+    assert script.main() == 0  # nothing is missing
+    assert capsys.readouterr().out == printed
+    for other in (["--batch", "32"], ["--test", "table"]):  # of which nothing has been run
+        monkeypatch.setattr(sys, "argv", [*options, *other, "--only", "table"])
+        assert script.main() == 0
+        assert "nothing has been run yet" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*options, "--activations", "sele"])
+    with pytest.raises(SystemExit, match="sele; there are selu"):
+        script.main()
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--plan"])
+    monkeypatch.delenv("PARED_DATA", raising=False)
+    with pytest.raises(SystemExit, match="PARED_DATA"):
+        script.main()
     monkeypatch.setattr(sys, "argv", [*options, "--sets", "bank"])
     with pytest.raises(SystemExit, match="bank; there are car"):
         script.main()
+
+
+def test_an_interrupted_run_leaves_no_record(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uci").mkdir()
+    write_uci(tmp_path / "uci" / "car", rows=(60,), classes=3)
+    monkeypatch.setitem(script.TABLE_1, "car", script.TABLE_1["bank"]._replace(hidden=12))
+    monkeypatch.setattr(script, "EPOCHS", 30)
+    scores = iter([1.0, 2.0])
+
+    def accuracy(*_: Any) -> float:
+        for score in scores:
+            return score
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "accuracy", accuracy)
+    options = [
+        "tables.py",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--activations",
+        "selu",
+        "--seeds",
+        "0",
+    ]
+    monkeypatch.setattr(sys, "argv", options)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_sums_that_cancel_are_ties(script: ModuleType) -> None:
+    def one(seed: int, plain: int, rated: int) -> dict[str, Any]:
+        hits = [{"test": 100 * k / 7, "special": 0.0, "right": f"{256 - 2 ** (8 - k):02x}"} for k in (plain, rated)]
+        return {
+            "set": "car",
+            "seed": seed,
+            "rows": [9, 2, 7],
+            "diverged": [],
+            "cutoff": 10,
+            "candidates": dict(zip(("0", "10"), hits, strict=True)),
+        }
+
+    told = script.told("selu", [one(0, 5, 6), one(1, 3, 4), one(2, 4, 2)])
+    assert told["by_set"] == [0, 1, 0]
+    assert told["by_run"] == [2, 0, 1]
+    assert told["sign"] == told["signed_rank"] == 1.0
+    assert told["difference"] == "+0.00"
+    assert told["chance_by_run"] == [2, 0, 1]
+    assert told["mcnemar"] == [0, 0]
 
 
 def near(share: float, rows: int) -> range:

@@ -5,7 +5,7 @@ What is more than a formula is SciPy's, which `pip install 'pared[table]'` bring
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import comb, erfc, sqrt
+from math import erfc, sqrt
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,7 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray, *, exact: bool = 
     if not exact:
         statistic = max(0, abs(first - second) - 1) ** 2 / trials
         return erfc(sqrt(statistic / 2))
-    tail = sum(comb(trials, k) for k in range(min(first, second) + 1)) / 2**trials
-    return min(1.0, 2 * tail)
+    return _binomial(min(first, second), trials)
 
 
 def sign_test(differences: np.ndarray) -> float:
@@ -60,8 +59,16 @@ def sign_test(differences: np.ndarray) -> float:
     Shapes: differences (n,), one for each data set.
     """
     above, below = int((differences > 0).sum()), int((differences < 0).sum())
-    tail = sum(comb(above + below, k) for k in range(min(above, below) + 1)) / 2 ** (above + below)
-    return min(1.0, 2 * tail)
+    return _binomial(min(above, below), above + below)
+
+
+def _binomial(fewer: int, trials: int) -> float:
+    """The two-sided p-value of one of two equally likely outcomes being there `fewer` times, at most half of all."""
+    ways = one = 1
+    for k in range(fewer):
+        one = one * (trials - k) // (k + 1)
+        ways += one
+    return min(1.0, 2 * (ways / 2**trials))
 
 
 def signed_rank_test(differences: np.ndarray) -> float:
@@ -94,8 +101,8 @@ def specialised(activations: np.ndarray, classes: np.ndarray, *, level: float = 
     """Return which neurons tell a class from all others: their activations on it are larger or smaller (rank-sum test).
 
     For each neuron and class the p-value of Wilcoxon's rank-sum test, by its normal approximation with ties accounted for, is
-    held against `level`. The mean over neurons, and then over classes, is the paper's specialisation. A class needs about
-    thirty samples to get below 1e-7 at all.
+    held against `level`. A neuron that gives NaN tells none. The mean over neurons, and then over classes, is the paper's
+    specialisation. A class needs about thirty samples to get below 1e-7 at all.
 
     Shapes: activations (n, neurons), classes (n,) -> booleans (neurons, classes that there are, in ascending order).
 
@@ -126,6 +133,7 @@ def _told_apart(activations: np.ndarray, there: np.ndarray) -> np.ndarray:
     ):  # of neurons that give one number only, and classes without others
         variance = own * others / 12 * (n + 1 - ties[:, None] / (n * (n - 1)))
         z = (u - own * others / 2) / np.sqrt(variance)
+    z[np.isnan(activations).any(0)] = 0.0
     return erfc(np.abs(np.nan_to_num(z, nan=0.0)) / np.sqrt(2))
 
 

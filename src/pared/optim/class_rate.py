@@ -22,7 +22,8 @@ class ClassRateSGD(Optimizer):
     Of a batch of B samples, G_j = (1/B) times the sum of the gradients of class j. A managed weight goes by
     -lr · sum over j of mu_j G_j, and then mu_j, which is 1 at first, grows by rate_lr · lr · G_j². Rates of classes that a
     batch lacks stay as they are. Managed are the first `layers` weights of `nn.Linear` and `nn.Conv2d`, in the order of
-    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps, groups added later too.
+    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps, groups added later and
+    weights with a parametrization too.
     Of groups the first says what holds for rates and classes; each has an `lr` and a `momentum`.
 
     The forward and the backward pass both stand in a `with optimizer.classes(y):`, where gradients of managed weights are
@@ -92,13 +93,21 @@ class ClassRateSGD(Optimizer):
         _check(defaults, layers)
         parameters = [p for p in model.parameters() if p.requires_grad]
         found = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
-        managed = found[: min(layers, max(0, len(found) - 1))]
+        hidden = [w for w in dict.fromkeys(found) if w is not found[-1] and isinstance(w, nn.Parameter)]
+        managed = hidden[:layers]
         if layers and not managed:
-            raise ConfigError("the network has no hidden nn.Linear or nn.Conv2d that learns; use torch.optim.SGD")
+            raise ConfigError(
+                "the network has no hidden nn.Linear or nn.Conv2d that learns and whose weight is a parameter; use "
+                "torch.optim.SGD"
+            )
         super().__init__(parameters, defaults)
         for weight in managed:
             self.state[weight]["managed"] = True  # in its state, which follows it through files and removals
         self._batches: list[Batch] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("_batches", [])  # of a copy
 
     @property
     def learning(self) -> bool:
@@ -110,8 +119,9 @@ class ClassRateSGD(Optimizer):
     def classes(self, y: Tensor) -> Iterator[None]:
         """Run a forward and a backward pass whose samples are of these classes.
 
-        Shapes: y (samples,) of integers in 0 to classes - 1. A layer that sees several rows of a sample, as of a sequence,
-        sees them in its middle axes.
+        Shapes: y (samples,) of integers in 0 to classes - 1, or booleans. A layer that sees several rows of a sample, as
+        of a sequence, sees them in its middle axes. Each pass that goes back through a managed layer counts, those of
+        `torch.autograd.grad` too.
 
         Raises:
             ConfigError: `y` is not as above.
@@ -119,6 +129,7 @@ class ClassRateSGD(Optimizer):
         count = self.param_groups[0]["classes"]
         if y.ndim != 1 or y.is_floating_point() or y.is_complex():
             raise ConfigError(f"expected classes (samples,) of integers, got {y.dtype} {tuple(y.shape)}")
+        y = y.long()
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) < count:
             raise ConfigError(f"expected classes in 0 to {count - 1}, got {int(y.min())} to {int(y.max())}")
         if not self.learning:
@@ -262,7 +273,7 @@ class ClassRateSGD(Optimizer):
 
     def _by_sample(self, mu: Tensor, single: tuple[Tensor, Tensor, Tensor], lr: float) -> Tensor:
         """The same where each sample of a linear layer is a group of its own: its gradient has rank one, and is not made."""
-        numbers, x, dy = single
+        numbers, x, dy = single[0], single[1].to(mu.dtype), single[2].to(mu.dtype)
         rate = mu[numbers]
         change = (dy * rate.flatten(1)).t() @ x
         grown = dy.square() * x.square().mean(1, keepdim=True)

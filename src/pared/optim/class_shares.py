@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn import grad
+from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from pared.errors import ConfigError
@@ -48,55 +49,73 @@ class Watch(TorchFunctionMode):
         self._weights, self._batch = weights, batch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         kind = _KINDS.get(func)
         if kind is not None and torch.is_grad_enabled():
-            x, weight, *rest = args
-            if id(weight) in self._weights:
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            if id(weight) in self._weights and weight.requires_grad:
+                x, weight, *rest = kind.arguments(*args, **kwargs)
                 if x.ndim < 1 or len(x) != self._batch.samples:
                     raise ConfigError(
                         f"expected {self._batch.samples} samples, one for each class given, on a layer's first axis; got "
                         f"{tuple(x.shape)}"
                     )
-                return kind.apply(self._batch, x, weight, *rest, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+                return kind.apply(self._batch, x, weight, *rest)
+        return func(*args, **kwargs)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, batch: Batch, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
+        """What `F.linear` is called with, in order."""
+        return input, weight, bias
+
+    @staticmethod
+    def forward(ctx: Any, batch: Batch, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.batch = batch
+        ctx.batch, ctx.weight = batch, weight  # what is saved may come back as a copy
         return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (dy,) = grad_outputs
-        x, weight = ctx.saved_tensors
-        ctx.batch.see(weight, x, dy, None)
-        needs_x, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3:4] == (True,)
+        x, weight = (t.to(dy.dtype) for t in ctx.saved_tensors)  # which is another one under autocast
+        ctx.batch.see(ctx.weight, x, dy, None)
+        needs_x, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         dx = dy @ weight if needs_x else None
-        return (
-            None,
-            dx,
-            None,
-            *([dy.sum(tuple(range(dy.ndim - 1))) if needs_bias else None] * len(ctx.needs_input_grad[3:])),
-        )
+        return None, dx, None, dy.sum(tuple(range(dy.ndim - 1))) if needs_bias else None
 
 
 class _Conv2d(torch.autograd.Function):
     @staticmethod
+    def arguments(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> tuple[Any, ...]:
+        """What `F.conv2d` is called with, in order, and padding in numbers."""
+        if padding == "same":
+            wide = [d * (k - 1) for d, k in zip(_pair(dilation), weight.shape[2:], strict=True)]
+            input = F.pad(input, [part for total in wide[::-1] for part in (total // 2, total - total // 2)])
+        return input, weight, bias, stride, 0 if isinstance(padding, str) else padding, dilation, groups
+
+    @staticmethod
     def forward(ctx: Any, batch: Batch, x: Tensor, weight: Tensor, bias: Tensor | None, *conv: Any) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.batch, ctx.conv = batch, conv
+        ctx.batch, ctx.weight, ctx.conv = batch, weight, conv
         return F.conv2d(x, weight, bias, *conv)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (dy,) = grad_outputs
-        x, weight = ctx.saved_tensors
-        ctx.batch.see(weight, x, dy, ctx.conv)
+        x, weight = (t.to(dy.dtype) for t in ctx.saved_tensors)
+        ctx.batch.see(ctx.weight, x, dy, ctx.conv)
         needs_x, needs_bias = ctx.needs_input_grad[1], ctx.needs_input_grad[3]
         dx = grad.conv2d_input(x.shape, weight, dy, *ctx.conv) if needs_x else None
         return None, dx, None, dy.sum((0, 2, 3)) if needs_bias else None, *[None] * len(ctx.conv)
@@ -117,7 +136,7 @@ def shares(seen: Sequence[tuple[Batch, Sequence[Use]]], weight: Tensor) -> Itera
             for number, begin, end in batch.present:
                 parts.setdefault(number, []).append((x[begin:end], dy[begin:end], use.conv))
     for number in sorted(parts):
-        found = [_share(x, dy, conv, weight) for x, dy, conv in parts[number]]
+        found = [_share(x, dy, conv, weight).to(weight.dtype) for x, dy, conv in parts[number]]
         yield number, found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 

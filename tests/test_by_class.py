@@ -218,6 +218,8 @@ def test_one_or_two_batches_an_epoch_leave_rates_at_1_and_that_is_told(size: int
         ({"cutoffs": (5,)}, "0 to epochs=4"),
         ({"epochs": 0, "cutoffs": (0,)}, "epochs"),
         ({"restarts": -1}, "restarts"),
+        ({"cutoffs": (2.5,)}, "cutoffs"),
+        ({"reset_every": 3}, "reset_every is chosen here"),
         ({"lr": 0.0}, "lr must be"),
         ({"momentum": 2.0}, "momentum"),
     ],

@@ -102,13 +102,17 @@ def train_by_class(
     Source: per-weight class-based learning rates (ICLR 2018 submission), section 4. It does not say what counts as not
     converging; that is read as above.
     """
-    cutoffs = sorted(set(map(int, cutoffs)))
-    if not cutoffs or not 0 <= cutoffs[0] <= cutoffs[-1] <= epochs:
+    cutoffs = sorted(set(cutoffs))
+    if not cutoffs or not all(isinstance(one, int) for one in cutoffs) or not 0 <= cutoffs[0] <= cutoffs[-1] <= epochs:
         raise ConfigError(f"cutoffs must be epochs in 0 to epochs={epochs}, at least one, got {tuple(cutoffs)}")
     if epochs < 1:
         raise ConfigError(f"epochs must be at least 1, got {epochs}")
     if restarts < 0:
         raise ConfigError(f"restarts must be at least 0, got {restarts}")
+    if mine := options.keys() & {"reset_every", "cutoff"}:
+        raise ConfigError(
+            f"{', '.join(sorted(mine))} is chosen here: rates are reset every half epoch, up to `cutoffs`"
+        )
     steps = length(train_loader)
     halves = (steps // 2, steps - steps // 2) if steps > 1 else 1
 

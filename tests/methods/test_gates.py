@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -279,12 +280,15 @@ def test_a_module_may_hold_several_gates() -> None:
 class Summed(nn.Module):
     """Branches that are added up, the first to the second."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 3) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(branches())
+        self.branches = nn.ModuleList(branches(count))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.branches[0](x) + self.branches[1](x) + self.branches[2](x)
+        total, *others = (branch(x) for branch in self.branches)
+        for other in others:
+            total = total + other
+        return total
 
 
 class Sliced(nn.Module):
@@ -338,6 +342,41 @@ def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:
     assert [event.index for event in stays.events] == [(0,), (1,)]
     assert resumed.events == stays.events
     assert all(torch.equal(a, b) for a, b in zip(stays.net.parameters(), resumed.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(order, marks=[] if order in ((0, 2, 1), (1, 2, 0)) else pytest.mark.slow)
+        for order in permutations(range(4), 3)
+    ],
+)
+def test_branches_die_alike_in_any_order_whenever_a_session_was_resumed(order: tuple[int, ...], own: bool) -> None:
+    def begin() -> UnitSession:
+        torch.manual_seed(0)
+        summed: Any = Competition(branches(4)) if own else Summed(4)
+        groups = None if own else {"a": [f"0.branches.{n}" for n in range(4)]}
+        return bound(nn.Sequential(summed, nn.Linear(2, 2)), Gates(0.01, groups, every=1, cost="macs"), x[:2])
+
+    x = task()[0]
+    stays = begin()
+    for place in order:
+        resumed = begin()
+        resumed.load_state_dict(copy.deepcopy(stays.state_dict()))
+        for session in (stays, resumed):
+            (gate,) = session.gates.values()
+            silence(gate, place)
+            (session.model(x).square().mean() + session.penalty()).backward()
+            session.step()
+            session.optimizer.zero_grad()
+        assert stays.events[-1].index == (place,)
+        mine, theirs = resumed.state_dict(), stays.state_dict()
+        assert [mine[key] for key in ("events", "components", "kept")] == [
+            theirs[key] for key in ("events", "components", "kept")
+        ]
+        torch.testing.assert_close(mine["model"], theirs["model"], rtol=0.0, atol=0.0)
+        torch.testing.assert_close(mine["optimizer"], theirs["optimizer"], rtol=0.0, atol=0.0)
 
 
 def test_a_network_with_gates_of_its_own_has_the_state_that_it_had_before() -> None:

@@ -242,6 +242,15 @@ def test_what_is_no_setting_is_refused_when_it_is_made(make: Any, told: str) -> 
         make()
 
 
+def test_a_norm_without_room_is_refused_when_it_is_bound() -> None:
+    model = residual()
+    groups = {"a": Channels("2", (1,) * 4), **depth_groups(model)}
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    with pytest.raises(ConfigError, match="gate 'a': the p-norm of 4 shares .* got p=0.01, so give p of at least"):
+        bound(model, Gates(0.1, groups, p=0.01))
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
 def test_a_wrapped_network_is_refused_with_what_to_do() -> None:
     model = nn.DataParallel(residual())
     with pytest.raises(

@@ -388,6 +388,32 @@ def test_branches_die_alike_in_any_order_whenever_a_session_was_resumed(order: t
         torch.testing.assert_close(mine["optimizer"], theirs["optimizer"], rtol=0.0, atol=0.0)
 
 
+class Again(nn.Module):
+    """A branch that is used twice, beside one that is used once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.once = branches(2)
+        self.wide = nn.Linear(2, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.wide(self.twice(x))
+        return self.once(x) + self.twice(y)
+
+
+def test_who_is_used_twice_stays_and_is_named_with_the_reason() -> None:
+    x, model = task()[0], nn.Sequential(Again(), nn.Linear(2, 2))
+    session = bound(model, Gates(0.0, {"a": ["0.twice", "0.once"]}, every=1), x[:2])
+    assert list(session.skipped) == ["0.twice"]
+    assert "used once" in session.skipped["0.twice"]
+    silence(session.gates["a"], 0)
+    before = model(x)
+    session.step()
+    assert not session.events
+    assert torch.equal(model(x), before)
+    torch.testing.assert_close(session.realize()(x), before)
+
+
 def test_a_network_with_gates_of_its_own_has_the_state_that_it_had_before() -> None:
     x = task()[0]
     before = nn.Sequential(Competition(branches()))

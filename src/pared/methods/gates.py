@@ -103,12 +103,14 @@ class Gates(UnitMethod):
             for path, reason in refusals(graph, model, list(alone.values())).items():
                 raise SurgeryError(f"gate {path!r} cannot lose a component: {reason}")
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
+            members = [name for gate in gates.values() for name in members_of(model, gate)]
+            skipped = {name: why for name in members if (why := surgery.why_stays(graph, model, name)) is not None}
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
             gate.awake.zero_()
         surgery.unnest(model)
         bind_switches(gates, optimizer, self.lr_scale)
-        selected = Selected(gates, slots, {title: title for title in gates}, {}, graph)
+        selected = Selected(gates, slots, {title: title for title in gates}, skipped, graph)
         return Parts(selected, _Norms(self.p), _AtZero(), costs, components=Members(example))
 
     def _gate(self, n: int, **options: Any) -> Gate:

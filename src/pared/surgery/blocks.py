@@ -52,6 +52,15 @@ def remove_blocks(
     return chosen
 
 
+def why_stays(graph: Graph, model: nn.Module, name: str) -> str | None:
+    """Return why the module `name` cannot be removed whatever it gives, as one that is called twice; None if it may be."""
+    try:
+        _Block(graph, bare(model), name)
+    except SurgeryError as error:
+        return str(error)
+    return None
+
+
 def _zero_summands(graph: Graph, model: nn.Module, silent: Collection[int]) -> dict[int, list[bool]]:
     """For every addition, by the id of its step, whether each tensor it takes is zero at that time."""
     found: dict[int, list[bool]] = {}

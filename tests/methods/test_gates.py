@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -241,6 +242,15 @@ def test_what_is_no_setting_is_refused_when_it_is_made(make: Any, told: str) -> 
         make()
 
 
+def test_a_norm_without_room_is_refused_when_it_is_bound() -> None:
+    model = residual()
+    groups = {"a": Channels("2", (1,) * 4), **depth_groups(model)}
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    with pytest.raises(ConfigError, match="gate 'a': the p-norm of 4 shares .* got p=0.01, so give p of at least"):
+        bound(model, Gates(0.1, groups, p=0.01))
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+
+
 def test_a_wrapped_network_is_refused_with_what_to_do() -> None:
     model = nn.DataParallel(residual())
     with pytest.raises(
@@ -279,12 +289,15 @@ def test_a_module_may_hold_several_gates() -> None:
 class Summed(nn.Module):
     """Branches that are added up, the first to the second."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 3) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(branches())
+        self.branches = nn.ModuleList(branches(count))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.branches[0](x) + self.branches[1](x) + self.branches[2](x)
+        total, *others = (branch(x) for branch in self.branches)
+        for other in others:
+            total = total + other
+        return total
 
 
 class Sliced(nn.Module):
@@ -338,6 +351,67 @@ def test_branches_die_alike_before_and_after_a_session_was_resumed() -> None:
     assert [event.index for event in stays.events] == [(0,), (1,)]
     assert resumed.events == stays.events
     assert all(torch.equal(a, b) for a, b in zip(stays.net.parameters(), resumed.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(order, marks=[] if order in ((0, 2, 1), (1, 2, 0)) else pytest.mark.slow)
+        for order in permutations(range(4), 3)
+    ],
+)
+def test_branches_die_alike_in_any_order_whenever_a_session_was_resumed(order: tuple[int, ...], own: bool) -> None:
+    def begin() -> UnitSession:
+        torch.manual_seed(0)
+        summed: Any = Competition(branches(4)) if own else Summed(4)
+        groups = None if own else {"a": [f"0.branches.{n}" for n in range(4)]}
+        return bound(nn.Sequential(summed, nn.Linear(2, 2)), Gates(0.01, groups, every=1, cost="macs"), x[:2])
+
+    x = task()[0]
+    stays = begin()
+    for place in order:
+        resumed = begin()
+        resumed.load_state_dict(copy.deepcopy(stays.state_dict()))
+        for session in (stays, resumed):
+            (gate,) = session.gates.values()
+            silence(gate, place)
+            (session.model(x).square().mean() + session.penalty()).backward()
+            session.step()
+            session.optimizer.zero_grad()
+        assert stays.events[-1].index == (place,)
+        mine, theirs = resumed.state_dict(), stays.state_dict()
+        assert [mine[key] for key in ("events", "components", "kept")] == [
+            theirs[key] for key in ("events", "components", "kept")
+        ]
+        torch.testing.assert_close(mine["model"], theirs["model"], rtol=0.0, atol=0.0)
+        torch.testing.assert_close(mine["optimizer"], theirs["optimizer"], rtol=0.0, atol=0.0)
+
+
+class Again(nn.Module):
+    """A branch that is used twice, beside one that is used once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.once = branches(2)
+        self.wide = nn.Linear(2, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.wide(self.twice(x))
+        return self.once(x) + self.twice(y)
+
+
+def test_who_is_used_twice_stays_and_is_named_with_the_reason() -> None:
+    x, model = task()[0], nn.Sequential(Again(), nn.Linear(2, 2))
+    session = bound(model, Gates(0.0, {"a": ["0.twice", "0.once"]}, every=1), x[:2])
+    assert list(session.skipped) == ["0.twice"]
+    assert "used once" in session.skipped["0.twice"]
+    silence(session.gates["a"], 0)
+    before = model(x)
+    session.step()
+    assert not session.events
+    assert torch.equal(model(x), before)
+    torch.testing.assert_close(session.realize()(x), before)
 
 
 def test_a_network_with_gates_of_its_own_has_the_state_that_it_had_before() -> None:

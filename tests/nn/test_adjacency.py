@@ -401,3 +401,12 @@ def test_values_of_fixed_graphs_fit_their_edges() -> None:
 def test_a_p_out_of_range_is_refused(p: float) -> None:
     with pytest.raises(ConfigError, match="p must be above 0 and below 1"):
         SparseAdjacency(3).penalty(p)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_norm_without_room_is_refused_by_the_longest_row_or_column(symmetric: bool) -> None:
+    with pytest.raises(ConfigError, match="p-norm of 300 shares"):
+        SparseAdjacency(300, edges=(torch.arange(300), torch.zeros(300).long()), symmetric=symmetric).penalty(0.05)
+    others = torch.arange(299)
+    chain = SparseAdjacency(300, edges=(others, others + 1), symmetric=symmetric)
+    assert chain.penalty(0.05).isfinite()

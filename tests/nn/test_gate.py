@@ -302,3 +302,25 @@ def test_shares_add_up_to_1_at_whatever_strength(theta: float, positive: Positiv
     gate.penalty().backward()
     assert gate.theta.grad is not None
     assert gate.theta.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("p", [0.3, 0.6, 0.95])
+def test_second_derivatives_are_numbers_where_all_are_dead(p: float) -> None:
+    made = gate([-30.0] * 4, 5.0, torch.float32, null=True)
+    assert not made.shares().any()
+    (first,) = torch.autograd.grad(made.penalty(p), made.theta, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), made.theta)
+    assert torch.equal(first, torch.zeros(4))
+    assert torch.equal(second, torch.zeros(4))
+
+
+def test_a_norm_without_room_is_refused_and_what_is_told_to_do_has_room() -> None:
+    made = Gate(300)
+    with pytest.raises(ConfigError, match=r"p-norm of 300 shares .* got p=0\.05, so give p of at least 0\.077") as told:
+        made.penalty(0.05)
+    norm = made.penalty(float(str(told.value).rpartition("at least ")[2].split(",")[0]))
+    norm.backward()
+    assert math.isfinite(norm.item())
+    for parameter in made.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()

@@ -1,6 +1,7 @@
 """Whole blocks leave: the function, the next steps, the graph and the file stay true."""
 
 import copy
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pared
 from networks import resnet50
 from pared.errors import SurgeryError
 from pared.nn import Zero
+from pared.surgery import Graph
 
 IMAGE = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -101,6 +103,53 @@ def test_a_dead_branch_becomes_zero(kind: str, tmp_path: Path) -> None:
     other = Gated(GatedBranch() if kind == "gate" else nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()))
     pared.load(other.double(), pared.save(net, tmp_path / "net.safetensors"))
     assert torch.equal(other(IMAGE), net(IMAGE))
+
+
+class Summed(nn.Module):
+    """Branches that are added up, into the first one or not."""
+
+    def __init__(self, *, inplace: bool) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(3, 3) for _ in range(4))
+        self.last, self.inplace = nn.Linear(3, 2), inplace
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = (branch(x) for branch in self.branches)
+        for other in others:
+            if self.inplace:
+                first += other
+            else:
+                first = first + other
+        return self.last(first)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_branches_of_a_sum_leave_in_any_order_by_an_old_graph_as_by_a_new_one(inplace: bool) -> None:
+    x = torch.randn(4, 3)
+    first = Summed(inplace=inplace)
+    graphs = {frozenset[int](): pared.graph(first, x)}
+    for order in permutations(range(4), 3):
+        net = copy.deepcopy(first)
+        graph, gone = copy.deepcopy(graphs[frozenset()]), set[int]()
+        for place in order:
+            with torch.no_grad():
+                for parameter in net.branches[place].parameters():
+                    parameter.zero_()
+            before, again = net(x), copy.deepcopy(net)
+            if frozenset(gone) not in graphs:
+                graphs[frozenset(gone)] = pared.graph(again, x)
+            told = [_told(net, place, graph), _told(again, place, copy.deepcopy(graphs[frozenset(gone)]))]
+            assert told == [not (inplace and place == 0)] * 2  # what others are added into has to stay
+            gone |= {place} if told[0] else set()
+            assert torch.equal(net(x), before)
+
+
+def _told(net: nn.Module, place: int, graph: Graph) -> bool:
+    """Whether a branch leaves."""
+    try:
+        return pared.remove_blocks(net, [f"branches.{place}"], graph=graph) == {f"branches.{place}": "zero"}
+    except SurgeryError:
+        return False
 
 
 def test_what_still_does_something_is_refused_and_nothing_changes() -> None:

@@ -83,7 +83,7 @@ class Gates(UnitMethod):
 
         Raises:
             SurgeryError: the network cannot be traced, or segments of channels cannot be removed.
-            ConfigError: a group names a module that is not there, or that is in use twice.
+            ConfigError: a group names a module that is not there, or that is in use twice; or p is too small for so many.
         """
         del generator
         with explained(model, self.groups or {}, example), whole(model):
@@ -96,18 +96,21 @@ class Gates(UnitMethod):
                     "the network holds gates that keep a given number of components, of whom a share of 0 says nothing; "
                     "train it without Gates, call their discretize() at the end, and bind Gates to remove what that killed"
                 )
+            _check_norms(gates, self.p)
             paths = {id(module): name for name, module in model.named_modules()}
             others = [t for t, gate in gates.items() if members_of(model, gate) or loser_of(model, gate) is not None]
             alone = {title: paths[id(gate)] for title, gate in gates.items() if title not in others}
             for path, reason in refusals(graph, model, list(alone.values())).items():
                 raise SurgeryError(f"gate {path!r} cannot lose a component: {reason}")
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
+            members = [name for gate in gates.values() for name in members_of(model, gate)]
+            skipped = {name: why for name in members if (why := surgery.why_stays(graph, model, name)) is not None}
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
             gate.awake.zero_()
         surgery.unnest(model)
         bind_switches(gates, optimizer, self.lr_scale)
-        selected = Selected(gates, slots, {title: title for title in gates}, {}, graph)
+        selected = Selected(gates, slots, {title: title for title in gates}, skipped, graph)
         return Parts(selected, _Norms(self.p), _AtZero(), costs, components=Members(example))
 
     def _gate(self, n: int, **options: Any) -> Gate:
@@ -117,6 +120,16 @@ class Gates(UnitMethod):
 
     def _unit_gate(self, units: int, dim: int, like: Tensor) -> Gate:
         return self._gate(units, dim=dim, scale=float(units), device=like.device, dtype=like.dtype)
+
+
+@torch.no_grad()
+def _check_norms(gates: Mapping[str, Competing], p: float) -> None:
+    """Refuse norms that have no room in float32."""
+    for title, gate in gates.items():
+        try:
+            gate.penalty(p)
+        except ConfigError as error:
+            raise ConfigError(f"gate {title!r}: {error}") from None
 
 
 @dataclass(frozen=True)

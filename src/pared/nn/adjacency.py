@@ -85,6 +85,10 @@ class SparseAdjacency(Adjacency):
         row, col = _pattern(nodes, edges, symmetric=symmetric, loops=loops)
         everything = len(row) == (nodes * (nodes + 1) // 2 if symmetric else nodes**2)
         self.nodes, self.symmetric, self.thresholds, self.loops = nodes, symmetric, thresholds, loops
+        ends = [torch.cat([row, col[row != col]])] if symmetric else [row, col]
+        self.longest = max(
+            int(end.bincount(minlength=nodes).max()) for end in ends
+        )  # entries of a row or column, at most
         self.scaling: Normalization = scaling
         self.iterations = (20 if everything else 30) if iterations is None else iterations
         self.positive, self.dead_grad, self.slope = positive, dead_grad, slope
@@ -183,11 +187,11 @@ class SparseAdjacency(Adjacency):
         """Return the sum of the p-norms of all rows and columns of A, a scalar; `values` as for a forward pass.
 
         Raises:
-            ConfigError: p is not above 0 and below 1.
+            ConfigError: p is not above 0 and below 1, or too small for the entries of the longest row or column.
 
         Source: the paper's regularization term in section GCN; without lambda.
         """
-        check_p(p)
+        check_p(p, self.longest)
         lines, powers = self.lines(), p_powers(self.values() if values is None else values, p)
         return (p_root(lines.row_sums(powers), p) + p_root(lines.col_sums(powers), p)).sum()
 

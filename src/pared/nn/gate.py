@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn.switch import Switch, whole_sizes
-from pared.ops.competition import p_norm, thresholded
+from pared.ops.competition import check_p, p_norm, thresholded
 from pared.ops.lp import widened
 
 #: What gradient a share of 0 passes on to what it was made of: none, as relu, or some, by which it can come back.
@@ -133,7 +133,12 @@ class Gate(Switch):
         return shares.repeat_interleave(self.sizes, output_size=self.channels)
 
     def penalty(self, p: float = 0.5) -> Tensor:
-        """Return the p-norm of the shares, a scalar in [1, n^(1/p - 1)]; with `null` from 0."""
+        """Return the p-norm of the shares, a scalar in [1, n^(1/p - 1)]; with `null` from 0.
+
+        Raises:
+            ConfigError: p is not above 0 and below 1, or too small for so many components.
+        """
+        check_p(p, len(self.theta))
         return p_norm(self.shares(), p, linear_below=self.linear_below)
 
     @torch.no_grad()

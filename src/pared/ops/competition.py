@@ -1,5 +1,7 @@
 """Strengths that compete: a share for each of n components, exactly 0 for those that fall behind."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,14 +38,20 @@ def p_norm(a: Tensor, p: float = 0.5, dim: int = -1, *, linear_below: float = 1e
     return p_root(powers.sum(dim), p).to(a.dtype)
 
 
-def check_p(p: float) -> None:
-    """Make sure of the p of a p-norm.
+def check_p(p: float, n: int = 1) -> None:
+    """Make sure of the p of a p-norm, of `n` shares that add up to 1 if those are known.
 
     Raises:
-        ConfigError: it is out of range.
+        ConfigError: it is out of range, or the norm of even shares, with its gradient, would have no room in float32.
     """
     if not 0.0 < p < 1.0:
         raise ConfigError(f"p must be above 0 and below 1, got {p}")
+    if (1.0 / p - 1.0) * math.log(max(n, 1)) > math.log(LARGEST_NORM):
+        least = math.log(n) / (math.log(n) + math.log(LARGEST_NORM))
+        raise ConfigError(
+            f"the p-norm of {n} shares reaches n^(1/p - 1), which has to stay below {LARGEST_NORM:g}; got p={p}, so give "
+            f"p of at least {math.ceil(1000 * least) / 1000:g}, or let fewer compete"
+        )
 
 
 def p_powers(a: Tensor, p: float = 0.5, *, linear_below: float = 1e-4) -> Tensor:
@@ -52,5 +60,10 @@ def p_powers(a: Tensor, p: float = 0.5, *, linear_below: float = 1e-4) -> Tensor
 
 
 def p_root(total: Tensor, p: float = 0.5) -> Tensor:
-    """Return what `p_norm` makes of its sums, total^(1/p); 0 of 0, with no gradient. Shapes: any."""
-    return total.pow(1.0 / p)
+    """Return what `p_norm` makes of its sums, total^(1/p); 0 of 0, with no gradient of any order. Shapes: any."""
+    zero = total == 0
+    return total.masked_fill(zero, 1.0).pow(1.0 / p).masked_fill(zero, 0.0)
+
+
+#: What a p-norm of shares must stay below: float32 ends at 3e38, and gradients are larger than norms.
+LARGEST_NORM = 1e30

@@ -3,7 +3,7 @@
 from pared.surgery.apply import apply, bare
 from pared.surgery.axes import find, locate
 from pared.surgery.axes import leaves as leaves_of
-from pared.surgery.blocks import remove_blocks
+from pared.surgery.blocks import remove_blocks, why_stays
 from pared.surgery.ddp import remove_ddp
 from pared.surgery.declared import declare
 from pared.surgery.edges import Edges, edges_plan, remove_edges
@@ -58,4 +58,5 @@ __all__ = [
     "stand_in",
     "tensors",
     "unnest",
+    "why_stays",
 ]

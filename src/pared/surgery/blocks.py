@@ -52,6 +52,15 @@ def remove_blocks(
     return chosen
 
 
+def why_stays(graph: Graph, model: nn.Module, name: str) -> str | None:
+    """Return why the module `name` cannot be removed whatever it gives, as one that is called twice; None if it may be."""
+    try:
+        _Block(graph, bare(model), name)
+    except SurgeryError as error:
+        return str(error)
+    return None
+
+
 def _zero_summands(graph: Graph, model: nn.Module, silent: Collection[int]) -> dict[int, list[bool]]:
     """For every addition, by the id of its step, whether each tensor it takes is zero at that time."""
     found: dict[int, list[bool]] = {}
@@ -165,18 +174,28 @@ class _Block:
         if step.op != "add" or not isinstance(step["other"], Value) or id(last) in map(id, self.graph.program.outputs):
             return None
         first, second = step["self"], step["other"]
+        if step.inplace and first is last:
+            return None  # what stands in its place has no room for a sum
         other = second if first is last and step.get("alpha", 1) == 1 else first
         return other if other is not last and (other.shape == step.out.shape or self._spread(other, step)) else None
 
     def _spread(self, other: Value, step: Step) -> bool:
         """Whether `other` is a number, as of a branch that is gone, that is added to a tensor shaped as what `step` gives."""
-        readers = self._readers(step.out)
-        told = any(value is step.out for value in self.graph.program.outputs)
-        return not (other.shape or told) and bool(readers) and all(self._keeps_shape(r, step.out) for r in readers)
+        return not other.shape and self._may_be_number(step.out)
+
+    def _may_be_number(self, out: Value) -> bool:
+        """Whether all that read `out` give what they did if it is a number: sums with tensors, at once or further on."""
+        readers = self._readers(out)
+        told = any(value is out for value in self.graph.program.outputs)
+        return bool(readers) and not told and all(self._keeps_shape(reader, out) for reader in readers)
 
     def _keeps_shape(self, reader: Step, out: Value) -> bool:
         others = [value for value in reader.values() if value is not out]
-        return reader.op == "add" and any(value.shape == reader.out.shape for value in others)
+        if reader.op != "add" or (reader.inplace and reader["self"] is out):
+            return False
+        return any(value.shape == reader.out.shape for value in others) or (
+            not any(value.shape for value in others) and self._may_be_number(reader.out)
+        )
 
     def _source(self, value: Value, zeros: Mapping[int, Sequence[bool]]) -> Value:
         """The value that `value` always equals, as far back as can be told."""
@@ -222,6 +241,9 @@ class _Block:
                 for key, value in list(step.args.items()):
                     step.put(key, _swapped(value, old, new))
             program.outputs[:] = [new if value is old else value for value in program.outputs]
+        for step in program.steps:
+            if step.op == "add" and not any(value.shape for value in step.values()):
+                step.out.dims = ()  # a sum of branches that are all gone
         self.graph.forget(self.name, gone, swaps)
 
 

@@ -4,16 +4,26 @@ import csv
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from helpers import write_uci
 
 FOLDER = Path(__file__).parents[2] / "reproduce" / "class_rates"
+
+
+@pytest.fixture(autouse=True)
+def _processor_as_it_was() -> Iterator[None]:
+    """Scripts set what holds for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_flush_denormal(False)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

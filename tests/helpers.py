@@ -1,7 +1,10 @@
 """Small networks and tasks that many tests share."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -120,3 +123,18 @@ def write_table(path: Path, x: np.ndarray, y: np.ndarray) -> None:
     rows = zip(x.tolist(), y.tolist(), strict=True)
     lines += ["\t".join(map(str, [i, *row, one])) for i, (row, one) in enumerate(rows, 1)]
     path.write_text("\n".join(lines) + "\n")
+
+
+def script(path: str) -> ModuleType:
+    """Return a script of reproduce/ as a module, by its path there; its folder is where it finds its neighbours."""
+    file = Path(__file__).parents[1] / "reproduce" / path
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+    return module

@@ -1,22 +1,15 @@
 """Planted structure is found: learned end to end, no threshold, and no one says how many branches made the data."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "reproduce" / "gates" / "planted.py"
+from helpers import script
 
 
 @pytest.fixture(scope="module")
 def planted() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("planted", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("gates/planted.py")
 
 
 def test_exactly_the_planted_branches_are_left(planted: ModuleType) -> None:

@@ -1,7 +1,6 @@
 """The published tables of class rates: what the paper's text says of them, and the files that they come from."""
 
 import csv
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -12,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+import helpers
 from helpers import write_uci
-
-FOLDER = Path(__file__).parents[2] / "reproduce" / "class_rates"
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +26,7 @@ def _processor_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("class_rates_published", FOLDER / "published.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.script("class_rates/published.py")
 
 
 def test_every_table_has_the_45_sets(published: ModuleType) -> None:
@@ -76,14 +69,8 @@ def test_accuracies_are_of_the_second_half_of_conxuntos(published: ModuleType, p
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    spec = importlib.util.spec_from_file_location("class_rates_tables", FOLDER / "tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script() -> ModuleType:
+    return helpers.script("class_rates/tables.py")
 
 
 def test_small_runs_give_both_tables(

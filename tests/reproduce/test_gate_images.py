@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import helpers
 from pared.models import densenet, resnet, resnext
 
 #: Smaller than the script's own, on images of 8x8: most of the time goes into tracing them.
@@ -23,18 +23,11 @@ SMALL: dict[str, Callable[..., nn.Module]] = {
     "resnext": lambda width, generator: resnext((2, 1), branches=width, width=2, stem=2, generator=generator),
     "densenet": lambda width, generator: densenet((3,), growth=width, bottleneck=False, generator=generator),
 }
-FOLDER = Path(__file__).parents[2] / "reproduce" / "gates"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))
-    spec = importlib.util.spec_from_file_location("gate_images", FOLDER / "images.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return helpers.script("gates/images.py")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import pared
 from helpers import Branched, branched, images
@@ -118,6 +118,24 @@ def test_a_run_goes_on_where_it_was_stopped(killed_after: int, tmp_path: Path) -
     with pytest.raises(RunError, match="another epochs"):
         shrunk(folder=tmp_path / "part", dense_epochs=1, epochs=21)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_it_goes_on_with_the_generator_of_a_sampler_too(tmp_path: Path) -> None:
+    def stop(record: dict[str, Any]) -> None:
+        if record["epoch"] == 4:
+            raise RuntimeError("killed")
+
+    def run(folder: str, observer: Observer | None = None) -> Shrunk:
+        data = TensorDataset(X, Y)
+        sampler = RandomSampler(data, generator=torch.Generator().manual_seed(3))
+        options = {**OPTIONS, "epochs": 6, "folder": tmp_path / folder, "observer": observer}
+        return pared.shrink(branched(), DataLoader(data, 16, sampler=sampler), validate, **options)
+
+    whole = run("whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        run("part", Observer(epoch=stop))
+    for mine, other in zip(run("part").front, whole.front, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.model.parameters(), other.model.parameters(), strict=True))
 
 
 def test_sizes_passed_within_an_epoch_are_kept(tmp_path: Path) -> None:

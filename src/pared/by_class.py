@@ -18,6 +18,7 @@ from pared.optim import ClassRateSGD
 from pared.train.batches import Loss, length, train_on
 from pared.train.checkpoint import generator_for, load_state, save_state
 from pared.train.context import Observer
+from pared.train.resuming import claim, generator_states, set_generator_states
 
 #: After fewer epochs than these a network that knows no more than how frequent classes are may just be slow.
 PATIENCE = 5
@@ -103,16 +104,7 @@ def train_by_class(
     converging; that is read as above.
     """
     cutoffs = sorted(set(cutoffs))
-    if not cutoffs or not all(isinstance(one, int) for one in cutoffs) or not 0 <= cutoffs[0] <= cutoffs[-1] <= epochs:
-        raise ConfigError(f"cutoffs must be epochs in 0 to epochs={epochs}, at least one, got {tuple(cutoffs)}")
-    if epochs < 1:
-        raise ConfigError(f"epochs must be at least 1, got {epochs}")
-    if restarts < 0:
-        raise ConfigError(f"restarts must be at least 0, got {restarts}")
-    if mine := options.keys() & {"reset_every", "cutoff"}:
-        raise ConfigError(
-            f"{', '.join(sorted(mine))} is chosen here: rates are reset every half epoch, up to `cutoffs`"
-        )
+    _check(cutoffs, epochs, restarts, options)
     steps = length(train_loader)
     halves = (steps // 2, steps - steps // 2) if steps > 1 else 1
 
@@ -130,11 +122,13 @@ def train_by_class(
         "cutoffs": cutoffs,
         "restarts": restarts,
         "options": repr(options),
+        "start": model.state_dict(),
     }
     run = _Run(model, train_loader, validate, loss, make, cutoffs, epochs, groups, seed)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
-    run.claim(about)
+    if run.folder is not None:
+        claim(run.folder, about)
     if steps < 3:
         run.observer.note(f"warning: with {steps} steps an epoch all rates are 1 when they are used: this is plain SGD")
     return run.learn(rate_lr, restarts)
@@ -258,10 +252,10 @@ class _Run:
     def _uninformed(self) -> float:
         """The cross-entropy of an answer that is the same for all samples, or infinity where targets are no classes."""
         if self.counts is None:
-            generators = self._generators()
+            before = generator_states(self.loader)
             with _seeded(0, torch.device("cpu")):
                 ys = [batch[1] for batch in self.loader]
-            self._set_generators(generators)
+            set_generator_states(self.loader, before)
             plain = all(isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point() for y in ys)
             known = torch.cat(ys) if plain else torch.zeros(0, dtype=torch.long)
             self.counts = known[known >= 0].bincount()  # those below 0 are of no account to the loss
@@ -283,21 +277,14 @@ class _Run:
                 "optimizer": kept,
                 "epoch": epoch,
                 "loss": loss,
-                "generators": self._generators(),
+                "generators": generator_states(self.loader),
             }
         )
 
     def _fill(self, model: nn.Module, optimizer: ClassRateSGD, state: State) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        self._set_generators(state["generators"])
-
-    def _generators(self) -> list[Tensor]:
-        return [one.get_state() for one in _generators(self.loader)]
-
-    def _set_generators(self, states: Sequence[Tensor]) -> None:
-        for one, state in zip(_generators(self.loader), states, strict=True):
-            one.set_state(state)
+        set_generator_states(self.loader, state["generators"])
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         if self.folder is not None:
@@ -307,39 +294,18 @@ class _Run:
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
         return load_state(path) if path is not None and path.exists() else None
 
-    def claim(self, about: dict[str, Any]) -> None:
-        """Make the folder, or make sure that it holds this very run.
 
-        Raises:
-            RunError: it holds another.
-        """
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shapes = [[name, list(tensor.shape)] for name, tensor in self.start.state_dict().items()]
-        mine = about | {"shapes": shapes, "start": self.start.state_dict()}
-        there = self._load("run")
-        if there is None:
-            self._save("run", mine)
-            return
-        for key, value in mine.items():
-            if key == "start":
-                same = all(torch.equal(there[key][name], tensor.cpu()) for name, tensor in value.items())
-            else:
-                same = there.get(key) == value
-            if not same:
-                raise RunError(
-                    f"{self.folder} holds a run with another {key}; give the same options to go on with it, or another "
-                    "folder"
-                )
-
-
-def _generators(loader: Any) -> list[torch.Generator]:
-    """Those of a loader and of its samplers."""
-    sampler, by_batch = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
-    holders = (loader, sampler, by_batch, getattr(by_batch, "sampler", None))
-    found = [getattr(one, "generator", None) for one in holders]
-    return list(dict.fromkeys(one for one in found if isinstance(one, torch.Generator)))
+def _check(cutoffs: Sequence[int], epochs: int, restarts: int, options: Mapping[str, Any]) -> None:
+    if not cutoffs or not all(isinstance(one, int) for one in cutoffs) or not 0 <= cutoffs[0] <= cutoffs[-1] <= epochs:
+        raise ConfigError(f"cutoffs must be epochs in 0 to epochs={epochs}, at least one, got {tuple(cutoffs)}")
+    if epochs < 1:
+        raise ConfigError(f"epochs must be at least 1, got {epochs}")
+    if restarts < 0:
+        raise ConfigError(f"restarts must be at least 0, got {restarts}")
+    if mine := options.keys() & {"reset_every", "cutoff"}:
+        raise ConfigError(
+            f"{', '.join(sorted(mine))} is chosen here: rates are reset every half epoch, up to `cutoffs`"
+        )
 
 
 def _finite(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError, RunError
+from pared.errors import ConfigError
 from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Shrink, UnitMethod, UnitSession
@@ -23,6 +23,7 @@ from pared.methods.strengths import TowardSize
 from pared.train.batches import Loss, call, first_rows, length, pair, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
+from pared.train.resuming import claim, generator_states, set_generator_states
 from pared.train.shrunk import PER_DECADE, Shrunk, Smaller, candidates, check_drop, choose, fits, front
 
 #: A network that has hardly shrunk is no point of the front: the one it began as stands for its size.
@@ -269,31 +270,17 @@ class _Run:
         if path is None or after is None or not (path.exists() and after.exists()):
             return False
         surgery.load(model, path)
-        self._set_generator(load_state(after)["generator"])
+        set_generator_states(self.loader, load_state(after)["generators"])
         return True
 
     def _keep(self, model: nn.Module, name: str) -> None:
         path, after = self._path(name), self._path(f"{name}-generator")
         if path is not None and after is not None:
             surgery.save(model, path)
-            save_state(after, {"generator": self._generator()})
-
-    def _generator(self) -> torch.Tensor | None:
-        """The state of the loader's own generator, if it has one."""
-        generator = getattr(self.loader, "generator", None)
-        return None if generator is None else generator.get_state()
-
-    def _set_generator(self, state: torch.Tensor | None) -> None:
-        generator = getattr(self.loader, "generator", None)
-        if generator is not None and state is not None:
-            generator.set_state(state)
+            save_state(after, {"generators": generator_states(self.loader)})
 
     def _claim(self) -> None:
-        """Make the folder, or make sure that it holds this very run.
-
-        Raises:
-            RunError: it holds another.
-        """
+        """Make the folder, or make sure that it holds this very run."""
         if self.folder is None:
             return
         for part in ("snapshots", "tuned"):
@@ -306,17 +293,7 @@ class _Run:
             "method": repr(self.method),
             "shapes": [[name, list(tensor.shape)] for name, tensor in self.start.state_dict().items()],
         }
-        path = self.folder / "run.safetensors"
-        if not path.exists():
-            save_state(path, mine)
-            return
-        there = load_state(path)
-        for key, value in mine.items():
-            if there.get(key) != value:
-                raise RunError(
-                    f"{self.folder} holds a run with another {key} ({_short(there.get(key))}, here {_short(value)}); give "
-                    "the same options to go on with it, or another folder"
-                )
+        claim(self.folder, mine)
 
     def _save(self, session: UnitSession, points: Sequence[Smaller], count: int) -> None:
         """Save the snapshots of an epoch, the last of `count` so far, and what it takes to go on."""
@@ -329,7 +306,7 @@ class _Run:
             "session": session.state_dict(),
             "epoch": points[-1].epoch + 1,
             "taken": self.taken,
-            "generator": self._generator(),
+            "generators": generator_states(self.loader),
         }
         save_state(self.folder / "shrink.safetensors", state)
 
@@ -341,7 +318,7 @@ class _Run:
             return 0
         state = load_state(path)
         session.load_state_dict(state["session"])
-        self._set_generator(state["generator"])
+        set_generator_states(self.loader, state["generators"])
         self.taken = list(state["taken"])
         for number, (epoch, strength) in enumerate(self.taken):
             model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{number:04d}") or "")
@@ -371,8 +348,3 @@ def _lr_scale(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], steps: i
 
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -101,15 +101,16 @@ def reproduce(
 def run_missing(runs: Runs, options: argparse.Namespace) -> None:
     """Run what has no file yet, by name, each into a JSON file of its own, until the budget is spent.
 
-    With `options.processes` above 1 as many go on at once; what is run must be picklable then.
+    With `options.processes` above 1 as many go on at once; what is run must be picklable then. Otherwise `runs` may be a
+    generator that looks at earlier results.
     """
     options.out.mkdir(parents=True, exist_ok=True)
     end = time.time() + 60.0 * options.budget
-    missing = [(name, run) for name, run in runs if not (options.out / f"{name}.json").exists()]
+    missing = ((name, run) for name, run in runs if not (options.out / f"{name}.json").exists())
     processes = getattr(options, "processes", 1)
-    if processes > 1 and missing:
+    if processes > 1 and (together := list(missing)):
         with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (options.threads,)) as pool:
-            done = list(pool.map(_run_into, *zip(*missing, strict=True), repeat(options.out), repeat(end)))
+            done = list(pool.map(_run_into, *zip(*together, strict=True), repeat(options.out), repeat(end)))
     else:
         done = [_run_into(name, run, options.out, end) for name, run in missing]
     if not all(done):

@@ -158,8 +158,7 @@ def runs(options: argparse.Namespace) -> Runs:
     for name in options.sets.split(","):
 
         def one(kind: str, strength: float, seed: int, name: str = name) -> tuple[str, Callable[[], dict[str, Any]]]:
-            sampled = f"-d{options.density:g}" if kind in ("proposed", "uniform") else ""
-            label = f"{name}-{options.network}-{kind}{sampled}-{strength:g}-{seed}"
+            label = label_of(f"{name} {options.network}", kind, strength, options.density, seed)
             return label, partial(run, name, kind, strength, seed, label, options)
 
         yield from (one("none", 0.0, seed) for seed in seeds)
@@ -179,6 +178,12 @@ def runs(options: argparse.Namespace) -> Runs:
                 for s in strengths(kind, options)
             }
             yield from (one(kind, min(first, key=lambda s: first[s]), seed) for seed in seeds)
+
+
+def label_of(name: str, kind: str, strength: float, density: float, seed: int) -> str:
+    """Return how a run's files are called."""
+    sampled = f"-d{density:g}" if kind in ("proposed", "uniform") else ""
+    return f"{name.replace(' ', '-')}-{kind}{sampled}-{strength:g}-{seed}"
 
 
 def strengths(kind: str, options: argparse.Namespace) -> tuple[float, ...]:

@@ -1,0 +1,224 @@
+"""Dynamic regularizer: sparsity that is used. What the networks of tables.py are pruned to, and what is gained by it.
+
+    python reproduce/dynamic_prior/used.py --data DIR                   # after tables.py; half a minute a network
+    python reproduce/dynamic_prior/used.py --data DIR --network mlp --parts prune      # times later, on an idle core
+    python reproduce/dynamic_prior/used.py --only table                 # what is there so far
+
+Every network of a strength that all seeds were run with is pruned once, without training afterwards, in two ways: the smallest
+weights of the whole network become 0, then units that nothing leads to or from are removed (`pared.remove`) and layers become
+sparse where that is measured to be faster (`pared.sparsify`); or whole units are removed, those first whose weights are small
+beside their layer's. Each goes as far as validation accuracy is at most 0.2 points below that of the network of the same
+seed without a penalty, unpruned: the last of steps by a factor of 2^(1/4), from the whole network on, before the first
+that fails. Of each penalty the strength counts whose networks keep the fewest parameters, as the mean over seeds. Accuracies
+are of test images, params are numbers that are not 0, and times those of a forward pass on one thread, the least of many, in
+turns with the network that it was: per row of 1, and of 256.
+"""
+
+import argparse
+import copy
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import pared
+from pared.errors import SurgeryError
+from pared.measure.latency import least_us
+from pared.surgery import Graph, Space
+from pared.surgery.axes import positions
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import Runs, accuracy, arguments, reproduce, results
+from tables import LOSS, STRENGTHS, interval, label_of, network, parts_of
+
+STEP, MOST, BATCHES = 2.0**0.25, 28, (1, 256)
+
+
+@torch.no_grad()
+def without_weights(model: nn.Module, example: Tensor, share: float) -> nn.Module:
+    """Return a copy in which the largest `share` of all weights is left, without the units that this has cut off."""
+    small = copy.deepcopy(model)
+    weights = [p for p in small.parameters() if p.ndim > 1]
+    sizes = torch.cat([w.abs().flatten() for w in weights])
+    least = sizes.kthvalue(len(sizes) - max(1, round(share * len(sizes))) + 1).values
+    for weight in weights:
+        weight.mul_(weight.abs() >= least)
+    return without_idle(small, example)
+
+
+@torch.no_grad()
+def without_idle(model: nn.Module, example: Tensor) -> nn.Module:
+    """Remove the units with weights of 0 alone behind or before them, until there are none, and return the network."""
+    graph = pared.graph(model, example)
+    while True:
+        before = [space.size for space in graph.removable()]
+        for side, living in ((readers, "cut"), (makers, "refuse")):
+            for space in graph.removable():
+                idle = torch.stack([(w == 0.0).all(1) for w in side(model, graph, space)]).all(0).nonzero().flatten()
+                try:
+                    pared.remove(model, {space.name: idle[: space.size - 1]}, graph=graph, living=living)
+                except SurgeryError:  # a constant that meets the padding of the next convolution stays
+                    continue
+        if before == [space.size for space in graph.removable()]:
+            return model
+
+
+def makers(model: nn.Module, graph: Graph, space: Space) -> Iterator[Tensor]:
+    """Yield the weights that make the units of a space, (units, inputs)."""
+    del graph
+    for slot in space.slots:
+        weight = model.state_dict()[slot.tensor]
+        if slot.axis == 0 and weight.ndim > 1:
+            yield weight.flatten(1)
+
+
+def readers(model: nn.Module, graph: Graph, space: Space) -> Iterator[Tensor]:
+    """Yield the weights that read the units of a space, (units, whatever reads one)."""
+    for slot in space.slots:
+        weight = model.state_dict()[slot.tensor]
+        if slot.axis == 1:
+            dim = graph.program.tensors[slot.tensor].dims[1]
+            columns = [positions(dim, {space.dim: [unit]}) for unit in range(space.size)]
+            yield torch.stack([weight[:, mine].flatten() for mine in columns])
+
+
+@torch.no_grad()
+def without_units(model: nn.Module, example: Tensor, share: float) -> nn.Module:
+    """Return a copy in which that share of all units is left, one of each layer at least: those of large weights."""
+    small = copy.deepcopy(model)
+    graph = pared.graph(small, example)
+    worth: dict[str, Tensor] = {}
+    for space in graph.removable():
+        sizes = torch.stack([w.norm(dim=1) for w in makers(small, graph, space)]).norm(dim=0)
+        worth[space.name] = sizes / sizes.mean()
+    order = torch.cat(list(worth.values())).sort().values
+    least = order[len(order) - max(1, round(share * len(order)))]
+    gone = {name: (mine < least.clamp(max=mine.max())).nonzero().flatten() for name, mine in worth.items()}
+    pared.remove(small, {name: units for name, units in gone.items() if len(units)}, graph=graph, living="cut")
+    return small
+
+
+#: The two ways of making a network small: from the network, an example and the share that is left.
+WAYS: dict[str, Callable[[nn.Module, Tensor, float], nn.Module]] = {"weights": without_weights, "units": without_units}
+
+
+def smallest(way: str, model: nn.Module, example: Tensor, good: Callable[[nn.Module], bool]) -> tuple[float, nn.Module]:
+    """Return the least share that can be left, and the network with it, before the first that is not good."""
+    kept, best = 1.0, model
+    for step in range(1, MOST + 1):
+        small = WAYS[way](model, example, STEP**-step)
+        if not good(small):
+            break
+        kept, best = STEP**-step, small
+    return kept, best
+
+
+def alive(model: nn.Module) -> int:
+    """Return how many numbers of its parameters are not 0."""
+    return sum(int(p.count_nonzero()) for p in model.parameters())
+
+
+def opened(path: Path, found: dict[str, Any], example: Tensor) -> nn.Module:
+    """Return a network that tables.py or this script left."""
+    model = network(found["set"].split()[1], example.shape[1], example.shape[2]).eval()
+    if "way" in found:
+        return pared.load(model, path)
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def prune(path: Path, found: dict[str, Any], enough: float, label: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Prune one network both ways, and return what is left and its accuracy."""
+    parts = parts_of(options.data, found["set"].split()[0], options.rows, "cpu")
+    x = parts["test"][0]
+    model = opened(path, found, x[:1])
+    told: dict[str, Any] = {name: found[name] for name in ("set", "penalty", "strength", "seed")} | {"label": label}
+    told |= {"params": alive(model), "test": accuracy(model, *parts["test"])}
+    for way in WAYS:
+        share, small = smallest(way, model, x[:1], lambda one: accuracy(one, *parts["validation"]) >= enough)
+        told[way] = {"share": share, "params": alive(small), "test": accuracy(small, *parts["test"])}
+        told[way]["widths"] = [len(p) for p in small.parameters() if p.ndim > 1]
+        pared.save(small, options.out / f"{label}-{way}.safetensors")
+    print(label, {way: (told[way]["params"], told[way]["test"]) for way in WAYS}, flush=True)
+    return told
+
+
+def times(path: Path, found: dict[str, Any], label: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return microseconds of a forward pass before and after, and how many layers became sparse, of each way and batch."""
+    x = parts_of(options.data, found["set"].split()[0], options.rows, "cpu")["test"][0]
+    model, told = opened(path, found, x[:1]), {"of": label}
+    for way in WAYS:
+        small = opened(options.out / f"{label}-{way}.safetensors", found | {"way": way}, x[:1])
+        for batch in BATCHES:
+            fast = pared.sparsify(small, x[:batch])
+            was, now = least_us([partial(model, x[:batch]), partial(fast.model, x[:batch])], seconds=0.5)
+            told[f"{way} {batch}"] = [was, now, sum(layer.sparse for layer in fast.layers)]
+    return told
+
+
+def runs(options: argparse.Namespace) -> Runs:
+    """Return what was asked for, by name: networks of the strengths that all seeds were run with."""
+    found = [r for r in results(argparse.Namespace(out=options.tables)) if r["set"].split()[1] == options.network]
+    for name in dict.fromkeys(r["set"] for r in found):
+        mine = [r for r in found if r["set"] == name]
+        plain = {r["seed"]: r["epochs"][-1]["validation"] for r in mine if r["penalty"] == "none"}
+        for r in mine:
+            same = [s for s in mine if all(s[key] == r[key] for key in ("penalty", "strength", "density"))]
+            label = label_of(r["set"], r["penalty"], r["strength"], r["density"], r["seed"])
+            path = options.tables / f"{label}.safetensors"
+            if len(same) < len(plain):
+                continue
+            if "prune" in options.parts.split(","):
+                yield label, partial(prune, path, r, plain[r["seed"]] - LOSS, label, options)
+            if "times" in options.parts.split(","):
+                yield f"{label}-times", partial(times, path, r, label, options)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Print what is left of each penalty's networks, of the strength that leaves the fewest parameters."""
+    took = {one["of"]: one for one in results(options, "*-times.json")}
+    found = [one for one in results(options) if "of" not in one]
+    print(
+        f"{'set':<19}{'penalty':<10}{'strength':>9}{'runs':>5}  {'pruned':<8}{'params left, %':<16}{'test':<15}", end=""
+    )
+    print("".join(f"{f'times faster, {batch}':<20}" for batch in BATCHES), "layers sparse  widths")
+    for name in dict.fromkeys(r["set"] for r in found):
+        for way in WAYS:
+            for kind in STRENGTHS:
+                group: dict[float, list[dict[str, Any]]] = {}
+                for r in found:
+                    if (r["set"], r["penalty"]) == (name, kind):
+                        group.setdefault(r["strength"], []).append(r)
+                if not group:
+                    continue
+                strength = min(group, key=lambda s: statistics.mean(r[way]["params"] for r in group[s]))
+                same = group[strength]
+                print(f"{name:<19}{kind:<10}{strength:>9g}{len(same):>5}  {way:<8}", end="")
+                print(f"{interval([100.0 * r[way]['params'] / r['params'] for r in same]):<16}", end="")
+                print(f"{interval([r[way]['test'] for r in same]):<15}", end="")
+                for batch in BATCHES:
+                    known = [took[r["label"]][f"{way} {batch}"] for r in same if r["label"] in took]
+                    print(f"{interval([was / now for was, now, _ in known]) if known else '-':<20}", end="")
+                    sparse = [layers for _, _, layers in known]
+                print(f"{statistics.mean(sparse) if sparse else math.nan:<15g}{same[0][way]['widths']}")
+
+
+def main() -> int:
+    """Run what is missing and print the table."""
+    parser = arguments(__doc__, "dynamic_prior/used")
+    parser.add_argument("--tables", type=Path, default=Path("results/dynamic_prior/tables"))
+    parser.add_argument("--parts", default="prune,times")
+    parser.add_argument("--rows", type=int, help="as of tables.py")
+    parser.add_argument("--network", default="cnn", choices=["cnn", "mlp", "vgg", "resnet", "senet"])
+    return reproduce(parser, runs, table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

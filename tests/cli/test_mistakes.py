@@ -155,6 +155,9 @@ def test_a_run_folder_is_whole_and_taken(finished: Path, run: Run) -> None:
     } <= files
     summary = json.loads((finished / "run/summary.json").read_text())
     assert len(pd.read_csv(finished / "run/front.csv")) == len(summary["front"])
+    for record in map(json.loads, (finished / "run/metrics.jsonl").read_text().splitlines()):
+        assert 0.0 <= record["density_printed"] <= record["density"] <= 1.0
+        assert record["magnitude"] > record["mean_magnitude"] > 0.0
     code, _, err = run("fit", finished / "good.csv", "--target", "y", "--out", finished / "run")
     assert (code, "is not empty; add --resume" in err) == (2, True)
     code, _, err = run("fit", finished / "good.csv", "--target", "y", "--out", finished / "run", "--resume")

@@ -34,6 +34,7 @@ def test_figures_leave_biases_out_and_refuse_what_is_no_threshold() -> None:
     assert (figures["density"], figures["density_printed"]) == (1.0, 0.0)
     assert figures["magnitude"] == pytest.approx(6**0.5)
     assert weight_figures(model, vectors=True)["density_printed"] == 0.25
+    assert weight_figures(model.requires_grad_(False)) == figures
     with pytest.raises(ConfigError, match="threshold"):
         weight_figures(model, -0.1)
 

@@ -1,7 +1,7 @@
 """How many weights are large, how large they are together, and how long the vectors are that a prior samples."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.penalties.base import Weights, weights_of
@@ -14,7 +14,8 @@ def weight_figures(weights: Weights, threshold: float = 1e-2, *, vectors: bool =
 
     "density" is the share of |w| > `threshold`, in [0, 1]; "density_printed" that of w > `threshold`, which counts no negative
     weight, and 1 minus it is the paper's sparsity; "magnitude" is ‖w‖₂ and "mean_magnitude" the mean of |w|. `weights` and
-    `vectors` are as of `pared.penalties.Penalty`: a network or tensors, of two or more axes.
+    `vectors` are as of `pared.penalties.Penalty`: a network or tensors, of two or more axes; of a network those that are
+    frozen count too.
 
     Raises:
         ConfigError: no weights, or a threshold below 0.
@@ -23,7 +24,7 @@ def weight_figures(weights: Weights, threshold: float = 1e-2, *, vectors: bool =
     """
     if not threshold >= 0.0:
         raise ConfigError(f"threshold must be at least 0, got {threshold}")
-    held = [w.detach() for w in weights_of(weights, vectors=vectors).values()]
+    held = [w.detach() for w in _all_of(weights, vectors).values()]
     n = sum(w.numel() for w in held)
     above = sum(torch.count_nonzero(w > threshold) for w in held)
     below = sum(torch.count_nonzero(w < -threshold) for w in held)
@@ -46,7 +47,7 @@ def sampled_norms(
     """Return ‖w ∘ I_s‖₂ of `draws` experiments on all weights as one vector, (draws,), each >= 0.
 
     `sampling` says how masks I_s select, one in a hundred by magnitude when None; there are no weights before, so its
-    momentum does not matter. `weights` and `vectors` are as of `pared.penalties.Penalty`.
+    momentum does not matter. `weights` and `vectors` are as of `weight_figures`.
 
     Raises:
         ConfigError: no weights, or fewer than one draw.
@@ -55,8 +56,13 @@ def sampled_norms(
     """
     if draws < 1:
         raise ConfigError(f"draws must be at least 1, got {draws}")
-    held = list(weights_of(weights, vectors=vectors).values())
+    held = list(_all_of(weights, vectors).values())
     generator = torch.Generator(held[0].device).manual_seed(seed)
     pool = pool_of(held, None, sampling or Sampling(), generator)
     squares = pool.weight.square()
     return torch.stack([torch.dot(squares, pool.draw().to(squares.dtype)) for _ in range(draws)]).sqrt()
+
+
+def _all_of(weights: Weights, vectors: bool) -> dict[str, Tensor]:
+    """Return weights by number; a penalty leaves out those that do not learn, but they are weights of the network."""
+    return weights_of(weights.parameters() if isinstance(weights, nn.Module) else weights, vectors=vectors)

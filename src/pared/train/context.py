@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pared.measure.weights import weight_figures
 from pared.methods import Event
 from pared.train.arrays import Arrays
 from pared.train.checkpoint import load_state, save_state
@@ -84,7 +85,10 @@ class Context:
         return self._narrowed[1:]
 
     def report(self, phase: str, epoch: int, model: nn.Sequential, **figures: float) -> None:
-        """Tell the observer of one epoch; `figures` are strength, loss, val_score, val_loss and seconds."""
+        """Tell the observer of one epoch; `figures` are strength, loss, val_score, val_loss and seconds.
+
+        What there is of weights besides is `pared.measure.weights.weight_figures`, with its own threshold.
+        """
         linears = [layer for layer in model if isinstance(layer, nn.Linear)]
         self.observer.epoch(
             {
@@ -98,6 +102,7 @@ class Context:
                 "params": sum(p.numel() for p in model.parameters()),
                 "macs": sum(layer.weight.numel() for layer in linears),
                 "lr": self.settings.lr,
+                **weight_figures(model),
             }
         )
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from html import escape
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,9 +23,12 @@ from torch import Tensor, nn
 
 import pared
 from pared.data.images import read_mnist
+from pared.report.html import standalone
 
 #: Runs that were asked for: the name of each, and what it is done by.
 Runs = Iterable[tuple[str, Callable[[], dict[str, Any]]]]
+#: A figure's page: its name, its title and its charts.
+Page = tuple[str, str, list[str]]
 
 
 def read_images(data: Path, name: str, rows: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,3 +145,21 @@ def _run_into(name: str, run: Callable[[], dict[str, Any]], folder: Path, end: f
 def results(options: argparse.Namespace, pattern: str = "*.json") -> list[dict[str, Any]]:
     """Return what is there so far."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(options.out.glob(pattern))]
+
+
+def write_page(page: Page, out: Path) -> None:
+    """Write a page, or say that there is nothing to draw."""
+    name, title, charts = page
+    drawn = [standalone(one) for one in charts if one]
+    if not drawn:
+        print(f"{name}: no results")
+        return
+    titles = [one.split("<title>")[1].split("</title>")[0] for one in drawn]
+    body = "".join(f"<h2>{head}</h2>{figure}" for head, figure in zip(titles, drawn, strict=True))
+    path = out / f"{name}.html"
+    path.write_text(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>'
+        f'<body style="max-width:60em;margin:2em auto;font-family:sans-serif"><h1>{escape(title)}</h1>{body}</body></html>\n',
+        encoding="utf-8",
+    )
+    print(path)

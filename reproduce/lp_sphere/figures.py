@@ -16,7 +16,6 @@ import statistics
 import sys
 from collections.abc import Iterable
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,11 @@ from images import THEIRS
 
 from pared.ops import expected_hoyer
 from pared.report.charts import COLOURS, Series, chart, heatmap
-from pared.report.html import standalone
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import results
+from bench import Page, results, write_page
 from compared import METHODS, SPARSITIES
 
-#: A figure's page: its name, its title and its charts.
-Page = tuple[str, str, list[str]]
 #: The exponents that the paper's figure 7 shows.
 SHOWN = (1.1, 1.3, 1.7, 3.0)
 
@@ -207,24 +203,6 @@ def figure_10(key: tuple[str, int, int], found: list[dict[str, Any]]) -> Page:
     return f"figure-10-{name}-{epochs}-{rows}", title, charts if sparsity else []
 
 
-def write(page: Page, out: Path) -> None:
-    """Write a page, or say that there is nothing to draw."""
-    name, title, charts = page
-    drawn = [standalone(one) for one in charts if one]
-    if not drawn:
-        print(f"{name}: no results")
-        return
-    titles = [one.split("<title>")[1].split("</title>")[0] for one in drawn]
-    body = "".join(f"<h2>{head}</h2>{figure}" for head, figure in zip(titles, drawn, strict=True))
-    path = out / f"{name}.html"
-    path.write_text(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title></head>'
-        f'<body style="max-width:60em;margin:2em auto;font-family:sans-serif"><h1>{escape(title)}</h1>{body}</body></html>\n',
-        encoding="utf-8",
-    )
-    print(path)
-
-
 def main() -> int:
     """Draw what can be drawn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -247,13 +225,13 @@ def main() -> int:
             "7": partial(figure_7, name, found),
         }
         for number in sorted(wanted & pages.keys()):
-            write(pages[number](), options.out)
+            write_page(pages[number](), options.out)
     groups = by_run(results(argparse.Namespace(out=options.images)))
     for number, draw in (("8", figure_8), ("10", figure_10)):
         if number in wanted and not groups:
             print(f"figure-{number}: no results")
         for key, found in groups.items() if number in wanted else ():
-            write(draw(key, found), options.out)
+            write_page(draw(key, found), options.out)
     return 0
 
 

@@ -113,7 +113,7 @@ def run(name: str, kind: str, strength: float, seed: int, label: str, options: a
     x, y = parts["train"]
     generator = torch.Generator().manual_seed(seed)
     model = network(options.network, x.shape[1], x.shape[2], generator)
-    model = model.to(options.device, memory_format=torch.channels_last) if x.is_cpu else model.to(options.device)
+    model = model.to(options.device).to(memory_format=torch.channels_last)  # the faster on a CPU
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     press = penalty(kind, model, strength, options.density, seed)
     steps: list[dict[str, Any]] = []

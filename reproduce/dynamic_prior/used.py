@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import pared
 from pared.errors import SurgeryError
 from pared.measure.latency import least_us
-from pared.surgery import Graph, Space
+from pared.surgery import Graph, Living, Space
 from pared.surgery.axes import positions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -59,7 +59,8 @@ def without_idle(model: nn.Module, example: Tensor) -> nn.Module:
     graph = pared.graph(model, example)
     while True:
         before = [space.size for space in graph.removable()]
-        for side, living in ((readers, "cut"), (makers, "refuse")):
+        sides: list[tuple[Callable[..., Iterator[Tensor]], Living]] = [(readers, "cut"), (makers, "refuse")]
+        for side, living in sides:
             for space in graph.removable():
                 idle = torch.stack([(w == 0.0).all(1) for w in side(model, graph, space)]).all(0).nonzero().flatten()
                 try:
@@ -153,7 +154,8 @@ def prune(path: Path, found: dict[str, Any], enough: float, label: str, options:
 def times(path: Path, found: dict[str, Any], label: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return microseconds of a forward pass before and after, and how many layers became sparse, of each way and batch."""
     x = parts_of(options.data, found["set"].split()[0], options.rows, "cpu")["test"][0]
-    model, told = opened(path, found, x[:1]), {"of": label}
+    model = opened(path, found, x[:1])
+    told: dict[str, Any] = {"of": label}
     for way in WAYS:
         small = opened(options.out / f"{label}-{way}.safetensors", found | {"way": way}, x[:1])
         for batch in BATCHES:
@@ -203,6 +205,7 @@ def table(options: argparse.Namespace) -> None:
                 print(f"{name:<19}{kind:<10}{strength:>9g}{len(same):>5}  {way:<8}", end="")
                 print(f"{interval([100.0 * r[way]['params'] / r['params'] for r in same]):<16}", end="")
                 print(f"{interval([r[way]['test'] for r in same]):<15}", end="")
+                sparse: list[int] = []
                 for batch in BATCHES:
                     known = [took[r["label"]][f"{way} {batch}"] for r in same if r["label"] in took]
                     print(f"{interval([was / now for was, now, _ in known]) if known else '-':<20}", end="")

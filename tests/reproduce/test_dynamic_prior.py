@@ -1,0 +1,148 @@
+"""The scripts of the dynamic regularizer: which runs they ask for, what they prune, what they draw."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import helpers
+from pared.models import mlp, two_layer_cnn
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return helpers.script("dynamic_prior/tables.py")
+
+
+@pytest.fixture(scope="module")
+def used() -> ModuleType:
+    return helpers.script("dynamic_prior/used.py")
+
+
+def options_of(tmp_path: Path, **changed: Any) -> argparse.Namespace:
+    usual: dict[str, Any] = {
+        "out": tmp_path, "seeds": "0,1,2", "sets": "mnist", "network": "cnn", "penalties": "l1", "strengths": None,
+        "density": 0.01, "threads": 1, "budget": 60.0,
+    }  # fmt: skip
+    return argparse.Namespace(**usual | changed)
+
+
+def played(tables: ModuleType, options: argparse.Namespace, lost: dict[float, list[float]]) -> list[str]:
+    """Run with losses of validation accuracy by strength and seed in place of training; return what was run, in order."""
+
+    def run(
+        name: str, kind: str, strength: float, seed: int, label: str, options: argparse.Namespace
+    ) -> dict[str, Any]:
+        told.append(label)
+        validation = 90.0 - (0.0 if kind == "none" else lost[strength][seed])
+        figures = {"penalty": kind, "strength": strength, "density": options.density, "seed": seed}
+        return {"set": f"{name} cnn", **figures, "epochs": [{"validation": validation}]}
+
+    told: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "run", run)
+        found = list(_landed(tables.runs(options), options.out))
+    assert found == told
+    return [label.removeprefix("mnist-cnn-") for label in told]
+
+
+def _landed(runs: Any, folder: Path) -> Iterator[str]:
+    for label, run in runs:
+        if not (folder / f"{label}.json").exists():
+            (folder / f"{label}.json").write_text(json.dumps(run()))
+            yield label
+
+
+def test_all_seeds_are_run_with_the_strongest_penalty_that_keeps_accuracy_and_with_the_best(
+    tables: ModuleType, tmp_path: Path
+) -> None:
+    weak, best, strong, hopeless = tables.STRENGTHS["l1"]
+    lost = {weak: [0.1] * 3, best: [-0.3, 0.0, 0.0], strong: [0.6, 0.0, 0.3], hopeless: [0.8, 0.0, 0.0]}
+    told = played(tables, options_of(tmp_path), lost)
+    first = [f"l1-{strength:g}-0" for strength in (weak, best, strong, hopeless)]
+    rest = [f"l1-{strength:g}-{seed}" for strength in (strong, best) for seed in (1, 2)]  # strong loses 0.3 in the mean
+    assert told == ["none-0-0", "none-0-1", "none-0-2", *first, *rest]
+
+
+def test_what_is_marked_was_run_with_all_seeds(tables: ModuleType) -> None:
+    def runs(*validation: float) -> list[dict[str, Any]]:
+        return [{"seed": seed, "epochs": [{"validation": value}]} for seed, value in enumerate(validation)]
+
+    plain = {0: 90.0, 1: 91.0}
+    group = {0.1: runs(95.0), 0.2: runs(90.5, 91.5), 0.3: runs(90.0, 90.7), 0.4: runs(80.0, 80.0)}
+    assert tables.marked(group, plain) == {0.3: ["matched"], 0.2: ["best"]}
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.02])
+def test_a_pruned_network_computes_what_its_largest_weights_do(used: ModuleType, kind: str, share: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    model: nn.Module = two_layer_cnn(size=8, widths=(6, 8), generator=generator)
+    x = torch.randn(20, 1, 8, 8, generator=generator)
+    if kind == "mlp":
+        model, x = mlp(12, 3, (20, 16), generator=generator), torch.randn(20, 12, generator=generator)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    small = used.without_weights(model.eval(), x[:1], share)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    least = torch.cat([w.abs().flatten() for w in weights]).sort(descending=True).values
+    least = least[round(share * len(least)) - 1]
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(weight.abs() >= least)
+        torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    assert used.alive(small) <= used.alive(model)
+    if share <= 0.1:
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_units_are_removed_by_their_size_and_one_of_each_layer_stays(used: ModuleType) -> None:
+    model = mlp(4, 2, (10, 6), generator=torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            assert isinstance(layer, nn.Linear)
+            layer.weight.copy_(torch.arange(1.0, len(layer.weight) + 1)[:, None].expand_as(layer.weight))
+    half = used.without_units(model, torch.zeros(1, 4), 0.5)
+    first = half.get_parameter("0.weight")[:, 0].tolist()
+    assert first == list(range(11 - len(first), 11))
+    assert [len(half.get_parameter(f"{i}.weight")) for i in (0, 2)] == [5, 3]
+    assert [len(used.without_units(model, torch.zeros(1, 4), 0.01).get_parameter(f"{i}.weight")) for i in (0, 2)] == [
+        1,
+        1,
+    ]
+
+
+def test_pruning_stops_before_the_first_that_is_not_good(used: ModuleType) -> None:
+    model = mlp(12, 3, (20, 16), generator=torch.Generator().manual_seed(1)).eval()
+    sizes: list[int] = []
+
+    def good(one: nn.Module) -> bool:
+        sizes.append(used.alive(one))
+        return len(sizes) != 4
+
+    share, small = used.smallest("weights", model, torch.zeros(1, 12), good)
+    assert (len(sizes), share, used.alive(small)) == (4, pytest.approx(2**-0.75), sizes[2])
+    assert used.smallest("weights", model, torch.zeros(1, 12), lambda one: False) == (1.0, model)
+
+
+def test_figures_are_drawn_and_the_bound_holds_for_the_uniform_prior(tmp_path: Path) -> None:
+    figures = helpers.script("dynamic_prior/figures.py")
+    for share in (0.01, 0.1, 1.0):
+        found = figures.penalties_of(figures.sparse_vector(2000, share), 0.01)
+        assert found["uniform prior"] <= 1.05 * found["bound"] <= found["L2"] <= found["L1"]
+        assert found["uniform prior"] < found["magnitude prior"] <= 1.001 * found["L2"]
+    for draw in (figures.figure_1, figures.figure_2):
+        name, _, charts = draw(500)
+        assert all(one.startswith("<svg") for one in charts), name
+
+
+def test_movement_is_that_of_the_second_half() -> None:
+    projected = helpers.script("dynamic_prior/projected.py")
+    story = [{"test": value} for value in (0.0, 50.0, 90.0, 93.0, 89.0, 89.0)]
+    assert projected.movement(story) == pytest.approx(((4.0**2 + 0.0) / 2) ** 0.5)

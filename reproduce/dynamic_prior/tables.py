@@ -52,6 +52,17 @@ STRENGTHS = {
     "hoyer": (1e-5, 3e-5, 1e-4, 3e-4),
     "proposed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "uniform": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    "printed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    "signed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    "squared": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+}
+#: The proposed penalty and other readings of it, by the options that they differ in.
+READINGS: dict[str, dict[str, Any]] = {
+    "proposed": {},
+    "uniform": {"prior": "uniform"},
+    "printed": {"prior": "printed"},
+    "signed": {"prior": "signed"},
+    "squared": {"norm": "l2_squared"},
 }
 #: Table 2: accuracy in points, and density.
 PAPER = {
@@ -79,9 +90,9 @@ def network(name: str, channels: int, size: int, generator: torch.Generator | No
 
 def penalty(name: str, model: nn.Module, strength: float, density: float, seed: int) -> Penalty | None:
     """Return the penalty by its name."""
+    if name in READINGS:
+        return DynamicPrior(model, strength, density, DRAWS, MOMENTUM, seed=seed, **READINGS[name])
     made: dict[str, Callable[[], Penalty]] = {
-        "proposed": lambda: DynamicPrior(model, strength, density, DRAWS, MOMENTUM, seed=seed),
-        "uniform": lambda: DynamicPrior(model, strength, density, DRAWS, prior="uniform", seed=seed),
         "l1": lambda: L1(model, strength),
         "l2": lambda: L2(model, strength),
         "hoyer": lambda: HoyerSquare(model, strength),
@@ -182,7 +193,7 @@ def runs(options: argparse.Namespace) -> Runs:
 
 def label_of(name: str, kind: str, strength: float, density: float, seed: int) -> str:
     """Return how a run's files are called."""
-    sampled = f"-d{density:g}" if kind in ("proposed", "uniform") else ""
+    sampled = f"-d{density:g}" if kind in READINGS else ""
     return f"{name.replace(' ', '-')}-{kind}{sampled}-{strength:g}-{seed}"
 
 
@@ -208,9 +219,7 @@ def lost(options: argparse.Namespace, name: str, kind: str, strength: float, see
 
 def mine(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the results with the sampling density that was asked for."""
-    return [
-        r for r in results(options) if r["penalty"] not in ("proposed", "uniform") or r["density"] == options.density
-    ]
+    return [r for r in results(options) if r["penalty"] not in READINGS or r["density"] == options.density]
 
 
 def interval(values: list[float], digits: int = 2) -> str:
@@ -267,7 +276,9 @@ def main() -> int:
     parser = arguments(__doc__, "dynamic_prior/tables", seeds="0,1,2,3,4")
     parser.add_argument("--sets", default="mnist,fashion-mnist")
     parser.add_argument("--network", default="cnn", choices=["cnn", "mlp", "vgg", "resnet", "senet"])
-    parser.add_argument("--penalties", default="l2,l1,proposed", help="beside none; also uniform and hoyer")
+    parser.add_argument(
+        "--penalties", default="l2,l1,proposed", help="beside none; also hoyer, and " + ", ".join(READINGS)
+    )
     parser.add_argument("--strengths", help="for every penalty; of each its own")
     parser.add_argument("--density", type=float, default=0.01, help="s_p")
     parser.add_argument("--epochs", type=int, default=5)

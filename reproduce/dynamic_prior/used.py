@@ -36,7 +36,7 @@ from pared.surgery.axes import positions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import Runs, accuracy, arguments, reproduce, results
-from tables import LOSS, STRENGTHS, interval, label_of, network, parts_of
+from tables import LOSS, NETWORKS, STRENGTHS, interval, label_of, network, parts_of
 
 STEP, MOST, BATCHES = 2.0**0.25, 28, (1, 256)
 
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--tables", type=Path, default=Path("results/dynamic_prior/tables"))
     parser.add_argument("--parts", default="prune,times")
     parser.add_argument("--rows", type=int, help="as of tables.py")
-    parser.add_argument("--network", default="cnn", choices=["cnn", "mlp", "vgg", "resnet", "senet"])
+    parser.add_argument("--network", default="cnn", choices=NETWORKS)
     return reproduce(parser, runs, table)
 
 

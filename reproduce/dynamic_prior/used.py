@@ -5,7 +5,7 @@
     python reproduce/dynamic_prior/used.py --only table                 # what is there so far
 
 Every network of a strength that all seeds were run with is pruned once, without training afterwards, in two ways: the smallest
-weights of the whole network become 0, then units that nothing leads to or from are removed (`pared.remove`) and layers become
+weights of the whole network become 0, then units that this cuts off are removed (`pared.remove_dead`) and layers become
 sparse where that is measured to be faster (`pared.sparsify`); or whole units are removed, those first whose weights are small
 beside their layer's. Each goes as far as validation accuracy is at most 0.2 points below that of the network of the same
 seed without a penalty, unpruned: the last of steps by a factor of 2^(1/4), from the whole network on, before the first
@@ -19,7 +19,7 @@ import copy
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import pared
-from pared.errors import SurgeryError
 from pared.measure.latency import least_us
-from pared.surgery import Graph, Living, Space
-from pared.surgery.axes import positions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import Runs, accuracy, arguments, reproduce, results
@@ -50,44 +47,8 @@ def without_weights(model: nn.Module, example: Tensor, share: float) -> nn.Modul
     least = sizes.kthvalue(len(sizes) - max(1, round(share * len(sizes))) + 1).values
     for weight in weights:
         weight.mul_(weight.abs() >= least)
-    return without_idle(small, example)
-
-
-@torch.no_grad()
-def without_idle(model: nn.Module, example: Tensor) -> nn.Module:
-    """Remove the units with weights of 0 alone behind or before them, until there are none, and return the network."""
-    graph = pared.graph(model, example)
-    while True:
-        before = [space.size for space in graph.removable()]
-        sides: list[tuple[Callable[..., Iterator[Tensor]], Living]] = [(readers, "cut"), (makers, "refuse")]
-        for side, living in sides:
-            for space in graph.removable():
-                idle = torch.stack([(w == 0.0).all(1) for w in side(model, graph, space)]).all(0).nonzero().flatten()
-                try:
-                    pared.remove(model, {space.name: idle[: space.size - 1]}, graph=graph, living=living)
-                except SurgeryError:  # a constant that meets the padding of the next convolution stays
-                    continue
-        if before == [space.size for space in graph.removable()]:
-            return model
-
-
-def makers(model: nn.Module, graph: Graph, space: Space) -> Iterator[Tensor]:
-    """Yield the weights that make the units of a space, (units, inputs)."""
-    del graph
-    for slot in space.slots:
-        weight = model.state_dict()[slot.tensor]
-        if slot.axis == 0 and weight.ndim > 1:
-            yield weight.flatten(1)
-
-
-def readers(model: nn.Module, graph: Graph, space: Space) -> Iterator[Tensor]:
-    """Yield the weights that read the units of a space, (units, whatever reads one)."""
-    for slot in space.slots:
-        weight = model.state_dict()[slot.tensor]
-        if slot.axis == 1:
-            dim = graph.program.tensors[slot.tensor].dims[1]
-            columns = [positions(dim, {space.dim: [unit]}) for unit in range(space.size)]
-            yield torch.stack([weight[:, mine].flatten() for mine in columns])
+    pared.remove_dead(small, graph=pared.graph(small, example))
+    return small
 
 
 @torch.no_grad()
@@ -97,7 +58,8 @@ def without_units(model: nn.Module, example: Tensor, share: float) -> nn.Module:
     graph = pared.graph(small, example)
     worth: dict[str, Tensor] = {}
     for space in graph.removable():
-        sizes = torch.stack([w.norm(dim=1) for w in makers(small, graph, space)]).norm(dim=0)
+        made = [small.state_dict()[slot.tensor] for slot in space.slots if slot.axis == 0]
+        sizes = torch.stack([w.flatten(1).norm(dim=1) for w in made if w.ndim > 1]).norm(dim=0)
         worth[space.name] = sizes / sizes.mean()
     order = torch.cat(list(worth.values())).sort().values
     least = order[len(order) - max(1, round(share * len(order)))]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pared.surgery import remove as remove
     from pared.surgery import remove_blocks as remove_blocks
     from pared.surgery import remove_ddp as remove_ddp
+    from pared.surgery import remove_dead as remove_dead
     from pared.surgery import save as save
     from pared.train.settings import Settings as Settings
 
@@ -56,6 +57,7 @@ _PUBLIC = {
     "remove": "pared.surgery",
     "remove_blocks": "pared.surgery",
     "remove_ddp": "pared.surgery",
+    "remove_dead": "pared.surgery",
     "save": "pared.surgery",
     "search": "pared.searching",
     "show_config": "pared.configuration",
@@ -85,6 +87,7 @@ __all__ = [
     "remove",
     "remove_blocks",
     "remove_ddp",
+    "remove_dead",
     "save",
     "search",
     "show_config",

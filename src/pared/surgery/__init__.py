@@ -18,6 +18,7 @@ from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves
 from pared.surgery.stand_in import stand_in, unnest
 from pared.surgery.trace import Example, Step, Value, tensors
+from pared.surgery.zeros import remove_dead
 
 __all__ = [
     "Constant",
@@ -52,6 +53,7 @@ __all__ = [
     "remove",
     "remove_blocks",
     "remove_ddp",
+    "remove_dead",
     "remove_edges",
     "remove_idle",
     "save",

@@ -1,0 +1,100 @@
+"""Units that zeros among the weights have cut off, as pruning of weights leaves them."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pared.errors import SurgeryError
+from pared.surgery.apply import bare
+from pared.surgery.axes import positions
+from pared.surgery.graph import Graph, Space
+from pared.surgery.operate import remove
+from pared.surgery.optimizers import Optimizers
+from pared.surgery.planner import make_plan
+from pared.surgery.trace import tensors
+
+
+@torch.no_grad()
+def remove_dead(
+    model: nn.Module, *, graph: Graph, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()
+) -> dict[str, tuple[int, ...]]:
+    """Remove every unit that the zeros among the weights have cut off, and return which, by space; the graph stays true.
+
+    A unit goes if all weights that lead to it are 0, or all that read it, or a norm's or switch's weight of it, and if
+    what it says to others is nothing or a constant that can be folded into their biases; as that may cut off others, it is
+    looked again until there are none. What the network computes in evaluation stays as it is. At least one unit of each
+    space stays. Entries returned are numbers as they were when the graph was made. `optimizer` and `ema` follow, as
+    in `pared.remove`.
+
+    Raises:
+        SurgeryError: the graph is not of this network as it is now, or optimizer state that cannot follow.
+    """
+    model = bare(model)
+    for space in graph.removable():  # a graph of another network is an error, not a unit that has to stay
+        make_plan(graph, model, {space.name: range(space.size - 1)}, living="cut")
+    gone: dict[str, tuple[int, ...]] = {}
+    found = True
+    while found:
+        found = False
+        for space in graph.removable():
+            dead = _removable(graph, model, space, _candidates(graph, model, space))
+            if dead:
+                gone[space.name] = tuple(sorted((*gone.get(space.name, ()), *(space.kept[entry] for entry in dead))))
+                remove(model, {space.name: dead}, graph=graph, optimizer=optimizer, ema=ema)
+                found = True
+    return gone
+
+
+def _candidates(graph: Graph, model: nn.Module, space: Space) -> list[int]:
+    """Return the entries of a space that zeros may have cut off."""
+    dead = torch.zeros(space.size, dtype=torch.bool)
+    leading, reading = torch.ones_like(dead), torch.ones_like(dead)
+    read = led = False
+    for axis, zeros in _zeros(graph, model, space):
+        if axis is None:
+            dead |= zeros
+        elif axis == 0:
+            leading, led = leading & zeros, True
+        else:
+            reading, read = reading & zeros, True
+    if led:
+        dead |= leading
+    if read:
+        dead |= reading
+    return dead.nonzero().flatten().tolist()
+
+
+def _zeros(graph: Graph, model: nn.Module, space: Space) -> Iterator[tuple[int | None, Tensor]]:
+    """Yield, of each parameter that a space is an axis of, where it is 0: (units,); the axis is None for vectors but biases."""
+    held = tensors(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for slot in space.slots:
+        value, weight = graph.program.tensors[slot.tensor], held.get(slot.tensor)
+        if weight is None or slot.tensor not in parameters or slot.tensor.rpartition(".")[2].startswith("bias"):
+            continue
+        zero = (
+            (weight == 0.0).movedim(slot.axis, 0).flatten(1).all(1).cpu() if weight.ndim > 1 else (weight == 0.0).cpu()
+        )
+        dim = value.dims[slot.axis]
+        if len(zero) != space.size:
+            zero = torch.stack([zero[positions(dim, {space.dim: [entry]})].all() for entry in range(space.size)])
+        yield (None if weight.ndim < 2 else slot.axis), zero
+
+
+def _removable(
+    graph: Graph, model: nn.Module, space: Space, entries: Sequence[int], taken: Sequence[int] = ()
+) -> list[int]:
+    """Return `taken` and those of `entries` that can be removed with it and change nothing, tried by halves."""
+    entries = entries[: space.size - 1 - len(taken)]
+    if not entries:
+        return list(taken)
+    try:
+        make_plan(graph, model, {space.name: sorted({*range(space.size)} - {*taken, *entries})})
+    except SurgeryError:
+        if len(entries) == 1:
+            return list(taken)
+        half = len(entries) // 2
+        first = _removable(graph, model, space, entries[:half], taken)
+        return _removable(graph, model, space, entries[half:], first)
+    return [*taken, *entries]

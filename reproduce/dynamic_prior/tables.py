@@ -48,9 +48,9 @@ NETWORKS = ("cnn", "mlp", "vgg", "resnet", "senet", "small-vgg", "small-resnet",
 #: Strengths of each penalty, from the weakest.
 STRENGTHS = {
     "none": (0.0,),
-    "l1": (3e-5, 1e-4, 3e-4, 1e-3),
-    "l2": (3e-4, 1e-3, 3e-3, 1e-2),
-    "hoyer": (1e-5, 3e-5, 1e-4, 3e-4),
+    "l1": (3e-6, 1e-5, 3e-5, 1e-4, 3e-4),
+    "l2": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    "hoyer": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
     "proposed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "uniform": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "printed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),

@@ -147,6 +147,7 @@ def test_strong_answers_are_selected_more_often() -> None:
     assert often["signed"].argmax() == 3
     assert often["signed"][1] == 0.0
     assert often["printed"].argmax() == 1
+    assert torch.equal(ProjectedCrossEntropy(0.2)._draw(x, 1).float().mean(0), often["signed"])
     torch.testing.assert_close(often["uniform"], torch.full((5,), 0.2), atol=0.03, rtol=0.0)
 
 

@@ -16,7 +16,7 @@ Reading = Literal["restricted", "counted"]
 class ProjectedCrossEntropy(nn.CrossEntropyLoss):
     """Return cross-entropy with softmax over the target and ⌈sampling_density · C⌉ of C classes, averaged over draws.
 
-    For each draw, sample and class there is a u from U(0, 1); the classes with the largest u |logit| are selected, and those
+    For each draw, sample and class there is a u from U(0, 1); the classes with the largest u · logit are selected, and those
     of the target always are. Only they get a gradient. Without label smoothing the loss is at most `nn.CrossEntropyLoss`;
     where all classes are selected it is that loss, bit by bit.
 
@@ -30,7 +30,7 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         ignore_index: the class of samples that do not count.
         reduction: "mean", "sum" or "none".
         label_smoothing: in [0, 1]; the share of the target that goes to all selected classes alike.
-        prior: "magnitude"; "signed", u · logit; "printed", -u · logit of equation 4; "uniform", u.
+        prior: "signed"; "magnitude", u |logit|; "printed", -u · logit of equation 4; "uniform", u.
         reading: "restricted"; or "counted": softmax over all classes, of the draws in which the target was selected, by
             which a mean is divided.
         seed: of the generator, the loss's own; its state is part of `state_dict`.
@@ -40,7 +40,9 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
 
     Source: arXiv 1910.14241, section 2.5.2, which says that "the thresholded probability distribution governs the selection
     of softmax-output" and activations replace weights in equation 4. That the target's class is in is our reading, so that
-    there always is one, as gradients reach selected nodes only (section 3.2); so is the average over draws.
+    there always is one, as gradients reach selected nodes only (section 3.2); so is the average over draws, and that "higher
+    activations" have a sign: by magnitude, unlike for weights, the classes least like the sample are selected, which are no
+    rivals of the target, and the others are hardly ever told from it (docs/dynamic-prior.md has what that costs).
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         *,
-        prior: Prior = "magnitude",
+        prior: Prior = "signed",
         reading: Reading = "restricted",
         seed: int = 0,
     ) -> None:

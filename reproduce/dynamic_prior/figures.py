@@ -4,12 +4,12 @@
     python reproduce/dynamic_prior/figures.py --only 1,2 --size 10000
 
 One page a figure, its charts as SVG. Figures 1 and 2 are of vectors that are drawn here; the paper does not say of which.
-Figure 1, norms of sampled vectors: 20,000 draws of one entry in a hundred from a vector of 10,000 entries, a tenth of which
-are normal and the others 0, by the uniform prior and by magnitude. Figure 2, how large penalties are by the density of
-a vector with 10,000 entries: a share of them is normal with deviation 1, the others are 0. Of the proposed penalty that is the
-mean of 200 draws (lambda of section 2.3: the sum over draws is divided by their number), one entry in a hundred selected,
-once with the uniform prior of that section, once by magnitude, and with the sum divided by how often the most selected
-entry was; beside them the bound sqrt(s_p) · L2, which is inequality 7 with the density exact, and holds for the uniform prior.
+Figure 1, norms of sampled vectors: 20,000 draws of one entry in a thousand, and in a hundred, from a vector of 10,000 entries,
+a tenth of which are normal and the others 0, by the uniform prior, by magnitude, and as equation 4 is printed.
+Figure 2, how large penalties are by the density of a vector with 10,000 entries: a share of them is normal with deviation 1,
+the others are 0. Of the proposed penalty that is the mean of 200 draws (lambda of section 2.3: the sum over draws is divided
+by their number), one entry in a hundred selected, once with the uniform prior of that section, once by magnitude; beside
+them the bound sqrt(s_p) · L2, which is inequality 7 with the density exact, and holds for the uniform prior.
 Figures 3 and 4 are loss, accuracy, magnitude and density over training, from tables.py: digits, clothes, and CIFAR-10; the
 runs of the first seed with the strengths that are matched. Figure 5 is from projected.py.
 """
@@ -31,7 +31,7 @@ from pared.report.charts import COLOURS, Series, chart
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import Page, results, write_page
-from tables import BATCH, EVERY, STRENGTHS, marked
+from tables import BATCH, EVERY, STRENGTHS, marked, titled
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 BINS = 40
@@ -85,13 +85,8 @@ def figure_2(size: int) -> Page:
     for share, row in rows.items():
         print(f"  {share:<6g} " + "  ".join(f"{row[name]:>9.3f}" for name in names))
     series = [
-        Series(
-            name,
-            [(share, max(row[name], 1e-3)) for share, row in rows.items()],
-            colour,
-            dash="5 4" if name == "bound" else "",
-        )
-        for name, colour in zip(names, (*COLOURS, "sky", "red"), strict=False)
+        Series(name, [(share, max(row[name], 1e-3)) for share, row in rows.items()], *_look(place))
+        for place, name in enumerate(names)
     ]
     labels: dict[str, Any] = {"x_label": "density of the vector", "y_label": "penalty", "x_log": True, "y_log": True}
     return (
@@ -105,15 +100,15 @@ def over_training(name: str, found: list[dict[str, Any]]) -> Page:
     """Draw loss, accuracy, magnitude and density over steps, of the first seed's runs."""
     plain = {r["seed"]: r["epochs"][-1]["validation"] for r in found if r["penalty"] == "none"}
     lines: dict[str, list[Series]] = {"loss": [], "accuracy": [], "magnitude": [], "density": [], "printed": []}
-    kinds = [kind for kind in STRENGTHS if any(r["penalty"] == kind for r in found)]
-    for colour, kind in zip((*COLOURS, "sky", "red"), kinds, strict=False):
+    kinds = dict.fromkeys(titled(r) for r in sorted(found, key=lambda r: [*STRENGTHS].index(r["penalty"])))
+    for place, kind in enumerate(kinds):
         group: dict[float, list[dict[str, Any]]] = {}
         for r in found:
-            if r["penalty"] == kind:
+            if titled(r) == kind:
                 group.setdefault(r["strength"], []).append(r)
-        chosen = [strength for strength, marks in marked(group, plain).items() if "matched" in marks]
+        chosen = [strength for strength, marks in marked(group, plain).items() if "matched" in marks[0]]
         for r in [one for strength in chosen for one in group[strength] if one["seed"] == min(plain)]:
-            add = partial(_add, lines, f"{kind} {r['strength']:g}" if kind != "none" else kind, colour)
+            add = partial(_add, lines, f"{kind} · {r['strength']:g}" if kind != "none" else kind, place)
             each = r["rows"] // BATCH
             steps = [i * EVERY for i in range(1, len(r["steps"]) + 1)]
             at = partial(zip, steps, strict=True)
@@ -138,8 +133,13 @@ def over_training(name: str, found: list[dict[str, Any]]) -> Page:
     )
 
 
-def _add(lines: dict[str, list[Series]], label: str, colour: str, which: str, points: Any) -> None:
-    lines[which].append(Series(label, [(float(x), float(y)) for x, y in points], colour))
+def _add(lines: dict[str, list[Series]], label: str, place: int, which: str, points: Any) -> None:
+    lines[which].append(Series(label, [(float(x), float(y)) for x, y in points], *_look(place)))
+
+
+def _look(place: int) -> tuple[str, bool, str, str]:
+    """Return colour, line, marker and dash of the series at that place: dashed where colours begin anew."""
+    return COLOURS[place % len(COLOURS)], True, "", "" if place < len(COLOURS) else "5 4"
 
 
 def figure_5(name: str, found: list[dict[str, Any]]) -> Page:
@@ -148,12 +148,9 @@ def figure_5(name: str, found: list[dict[str, Any]]) -> Page:
     kinds = list(dict.fromkeys(r["loss"] for r in found))
     for place, kind in enumerate(sorted(kinds, key=lambda k: k != "ce")):
         stories = [r["story"] for r in found if r["loss"] == kind]
-        colour, dash = (*COLOURS, "sky", "red")[place % (len(COLOURS) + 2)], "5 4" if place >= len(COLOURS) + 2 else ""
         for series, which in ((accuracies, "test"), (losses, "test loss")):
-            points = [
-                (i + 1.0, statistics.mean(one[which] for one in at)) for i, at in enumerate(zip(*stories, strict=True))
-            ]
-            series.append(Series(kind, points, colour, dash=dash))
+            means = [statistics.mean(one[which] for one in at) for at in zip(*stories, strict=True)]
+            series.append(Series(kind, [(i + 1.0, value) for i, value in enumerate(means)], *_look(place)))
     charts = [
         chart("Accuracy on test rows", accuracies, x_label="epochs", y_label="test accuracy"),
         chart("Cross-entropy on test rows", losses, x_label="epochs", y_label="cross-entropy", y_log=True),
@@ -172,6 +169,8 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = set(options.only.split(","))
+    if unknown := wanted - {"1", "2", "3", "5"}:
+        parser.error(f"figures are 1, 2, 3 (with 4) and 5; got {', '.join(sorted(unknown))}")
     drawn: list[Callable[[], Page]] = []
     if "1" in wanted:
         drawn.append(partial(figure_1, options.size))
@@ -179,6 +178,8 @@ def main() -> int:
         drawn.append(partial(figure_2, options.size))
     for number, folder, draw in (("3", options.tables, over_training), ("5", options.projected, figure_5)):
         found = results(argparse.Namespace(out=folder)) if number in wanted else []
+        if number in wanted and not found:
+            print(f"figure {number}: no results in {folder}")
         for name in dict.fromkeys(r["set"] for r in found):
             drawn.append(partial(draw, name, [r for r in found if r["set"] == name]))
     for one in drawn:

@@ -47,10 +47,11 @@ def loss_of(name: str, seed: int) -> nn.CrossEntropyLoss:
     if name == "ce":
         return nn.CrossEntropyLoss()
     density, *how = name.split()
-    prior = "magnitude" if "magnitude" in how else "signed"
-    return ProjectedCrossEntropy(
-        float(density), DRAWS, prior=prior, reading="counted" if "counted" in how else "restricted", seed=seed
-    )
+    if how not in ([], ["magnitude"], ["counted"]):
+        raise SystemExit(f'a loss is "ce" or a density, and after it "magnitude" or "counted"; got {name!r}')
+    if how == ["counted"]:
+        return ProjectedCrossEntropy(float(density), DRAWS, reading="counted", seed=seed)
+    return ProjectedCrossEntropy(float(density), DRAWS, prior="magnitude" if how else "signed", seed=seed)
 
 
 def rows_of(data: Path, name: str, seed: int) -> tuple[dict[str, tuple[Tensor, Tensor]], int]:
@@ -80,7 +81,7 @@ def run(name: str, loss: str, seed: int, options: argparse.Namespace) -> dict[st
         with torch.no_grad():
             story.append(told | {"test loss": float(F.cross_entropy(model(parts["test"][0]), parts["test"][1]))})
     print(f"{name} {loss}, seed {seed}: {story[-1]['test']:.2f}", flush=True)
-    return {"set": name, "loss": loss, "seed": seed, "story": story, "weights": weight_figures(model)}
+    return {"set": setting(name, options), "loss": loss, "seed": seed, "story": story, "weights": weight_figures(model)}
 
 
 def runs(options: argparse.Namespace) -> Runs:
@@ -88,7 +89,15 @@ def runs(options: argparse.Namespace) -> Runs:
     for seed in map(int, options.seeds.split(",")):
         for name in options.sets.split(","):
             for loss in options.losses.split(","):
-                yield f"{name}-{loss.replace(' ', '-')}-{seed}", partial(run, name, loss, seed, options)
+                yield (
+                    f"{setting(name, options)}-{loss}-{seed}".replace(" ", "-"),
+                    partial(run, name, loss, seed, options),
+                )
+
+
+def setting(name: str, options: argparse.Namespace) -> str:
+    """Return what runs that are compared have in common: the set, and the share of epochs where it is not all."""
+    return name if options.share == 1.0 else f"{name} {options.share:g}"
 
 
 def movement(story: list[dict[str, float]]) -> float:

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import Runs, accuracy, arguments, read_images, reproduce, results
 
 BATCH, RATE, HELD_OUT, DRAWS, MOMENTUM = 32, 1e-3, 5000, 10, 0.9
-LOSS, HOPELESS, EVERY = 0.2, 0.7, 100
+LOSS, HOPELESS, EVERY, EPOCHS, DENSITY = 0.2, 0.7, 100, 5, 0.01
 THRESHOLDS = (1e-3, 1e-2)
 NETWORKS = ("cnn", "mlp", "vgg", "resnet", "senet", "small-vgg", "small-resnet", "small-senet")
 #: Strengths of each penalty, from the weakest.
@@ -51,7 +51,7 @@ STRENGTHS = {
     "l1": (3e-6, 1e-5, 3e-5, 1e-4, 3e-4),
     "l2": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     "hoyer": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
-    "proposed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    "proposed": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
     "uniform": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "printed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
     "signed": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
@@ -148,7 +148,8 @@ def run(name: str, kind: str, strength: float, seed: int, label: str, options: a
         {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, options.out / f"{label}.safetensors"
     )
     return {
-        "set": f"{name} {options.network}",
+        "set": setting(name, options),
+        "of": options.rows,
         "penalty": kind,
         "strength": strength,
         "density": options.density,
@@ -168,10 +169,12 @@ def densities(model: nn.Module) -> dict[str, Any]:
 def runs(options: argparse.Namespace) -> Runs:
     """Return what was asked for, by name; which strengths are run with all seeds depends on what is there by then."""
     seeds, kinds = [int(s) for s in options.seeds.split(",")], options.penalties.split(",")
+    if unknown := {*kinds} - STRENGTHS.keys():
+        raise SystemExit(f"penalties are {', '.join(STRENGTHS)}; got {', '.join(sorted(unknown))}")
     for name in options.sets.split(","):
 
         def one(kind: str, strength: float, seed: int, name: str = name) -> tuple[str, Callable[[], dict[str, Any]]]:
-            label = label_of(f"{name} {options.network}", kind, strength, options.density, seed)
+            label = label_of(setting(name, options), kind, strength, options.density, seed)
             return label, partial(run, name, kind, strength, seed, label, options)
 
         yield from (one("none", 0.0, seed) for seed in seeds)
@@ -179,7 +182,7 @@ def runs(options: argparse.Namespace) -> Runs:
             yield from (one(kind, strength, seeds[0]) for strength in strengths(kind, options))
         for kind in kinds:
             for strength in sorted(strengths(kind, options), reverse=True):
-                mine = partial(lost, options, f"{name} {options.network}", kind, strength)
+                mine = partial(lost, options, setting(name, options), kind, strength)
                 if mean(mine(seeds[:1])) > HOPELESS:
                     continue
                 yield from (one(kind, strength, seed) for seed in seeds)
@@ -187,10 +190,21 @@ def runs(options: argparse.Namespace) -> Runs:
                     break
         for kind in kinds:
             first = {
-                s: mean(lost(options, f"{name} {options.network}", kind, s, seeds[:1]))
-                for s in strengths(kind, options)
+                s: mean(lost(options, setting(name, options), kind, s, seeds[:1])) for s in strengths(kind, options)
             }
             yield from (one(kind, min(first, key=lambda s: first[s]), seed) for seed in seeds)
+
+
+def setting(name: str, options: argparse.Namespace) -> str:
+    """Return what runs that are compared have in common: set and network, and rows and epochs where they are not usual."""
+    rows = f" {options.rows} rows" if options.rows else ""
+    return f"{name} {options.network}{rows}" + (f" {options.epochs} epochs" if options.epochs != EPOCHS else "")
+
+
+def titled(found: dict[str, Any]) -> str:
+    """Return what a run's penalty is called, with its sampling density where that is not the usual one."""
+    usual = found["penalty"] not in READINGS or found["density"] == DENSITY
+    return found["penalty"] if usual else f"{found['penalty']} {found['density']:g}"
 
 
 def label_of(name: str, kind: str, strength: float, density: float, seed: int) -> str:
@@ -235,7 +249,7 @@ def interval(values: list[float], digits: int = 2) -> str:
 def table(options: argparse.Namespace) -> None:
     """Print, of each set and penalty, each strength, and say which is matched and which the best."""
     found = mine(options)
-    print(f"{'set':<19}{'penalty':<10}{'strength':>9}{'runs':>5}  {'lost':<14}{'test':<14}", end="")
+    print(f"{'set':<22}{'penalty':<10}{'strength':>9}{'runs':>5}  {'lost':<14}{'test':<14}", end="")
     print(*(f"{f'|w| > {t:g}, %':<16}{f'w > {t:g}, %':<16}" for t in THRESHOLDS), "magnitude      paper")
     for name in dict.fromkeys(r["set"] for r in found):
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in found if r["set"] == name and r["penalty"] == "none"}
@@ -246,7 +260,7 @@ def table(options: argparse.Namespace) -> None:
                     group.setdefault(r["strength"], []).append(r)
             marks = marked(group, plain)
             for strength, same in sorted(group.items()):
-                print(f"{name:<19}{kind:<10}{strength:>9g}{len(same):>5}", end="  ")
+                print(f"{name:<22}{kind:<10}{strength:>9g}{len(same):>5}", end="  ")
                 gaps = [plain[r["seed"]] - r["epochs"][-1]["validation"] for r in same if r["seed"] in plain]
                 print(f"{interval(gaps) if gaps else '-':<14}", end="")
                 print(f"{interval([r['epochs'][-1]['test'] for r in same]):<14}", end="")
@@ -261,15 +275,15 @@ def table(options: argparse.Namespace) -> None:
 
 def marked(group: dict[float, list[dict[str, Any]]], plain: dict[int, float]) -> dict[float, list[str]]:
     """Return which strength is matched, and which was the best on validation, of those that all seeds were run with."""
-    most = max((len(same) for same in group.values()), default=0)
     gaps = {
         strength: statistics.mean(plain[r["seed"]] - r["epochs"][-1]["validation"] for r in same)
         for strength, same in group.items()
-        if len(same) == most and all(r["seed"] in plain for r in same)
+        if {r["seed"] for r in same} == plain.keys()
     }
     marks: dict[float, list[str]] = {}
     if kept := [strength for strength, gap in gaps.items() if gap <= LOSS]:
-        marks.setdefault(max(kept), []).append("matched")
+        strongest = len(group) > 1 and max(kept) == max(group)
+        marks.setdefault(max(kept), []).append("matched" + (", the strongest tried" if strongest else ""))
     if gaps:
         marks.setdefault(min(gaps, key=lambda s: gaps[s]), []).append("best")
     return marks
@@ -284,8 +298,8 @@ def main() -> int:
         "--penalties", default="l2,l1,proposed", help="beside none; also hoyer, and " + ", ".join(READINGS)
     )
     parser.add_argument("--strengths", help="for every penalty; of each its own")
-    parser.add_argument("--density", type=float, default=0.01, help="s_p")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--density", type=float, default=DENSITY, help="s_p")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--rows", type=int, help="training images, of which some are for validation; all")
     parser.add_argument("--device", default="cpu")
     return reproduce(parser, runs, table)

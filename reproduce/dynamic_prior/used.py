@@ -9,9 +9,10 @@ weights of the whole network become 0, then units that this cuts off are removed
 sparse where that is measured to be faster (`pared.sparsify`); or whole units are removed, those first whose weights are small
 beside their layer's. Each goes as far as validation accuracy is at most 0.2 points below that of the network of the same
 seed without a penalty, unpruned: the last of steps by a factor of 2^(1/4), from the whole network on, before the first
-that fails. Of each penalty the strength counts whose networks keep the fewest parameters, as the mean over seeds. Accuracies
-are of test images, params are numbers that are not 0, and times those of a forward pass on one thread, the least of many, in
-turns with the network that it was: per row of 1, and of 256.
+that fails. A network that is less accurate from the start stays whole; "runs" says how many were not, of how many. Of each
+penalty the strength counts whose networks keep the fewest parameters, as the mean over seeds. Accuracies are of test images,
+params are numbers that are not 0, and times those of a forward pass on one thread, the least of many, in turns with the
+network that it was, at 1 row and at 256; "sparse" is how many layers became so, and widths are means.
 """
 
 import argparse
@@ -33,9 +34,9 @@ from pared.measure.latency import least_us
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import Runs, accuracy, arguments, reproduce, results
-from tables import LOSS, NETWORKS, STRENGTHS, interval, label_of, network, parts_of
+from tables import LOSS, NETWORKS, STRENGTHS, interval, label_of, network, parts_of, titled
 
-STEP, MOST, BATCHES = 2.0**0.25, 28, (1, 256)
+STEP, MOST, BATCHES = 2.0**0.25, 40, (1, 256)
 
 
 @torch.no_grad()
@@ -99,10 +100,11 @@ def opened(path: Path, found: dict[str, Any], example: Tensor) -> nn.Module:
 
 def prune(path: Path, found: dict[str, Any], enough: float, label: str, options: argparse.Namespace) -> dict[str, Any]:
     """Prune one network both ways, and return what is left and its accuracy."""
-    parts = parts_of(options.data, found["set"].split()[0], options.rows, "cpu")
+    parts = parts_of(options.data, found["set"].split()[0], found["of"], "cpu")
     x = parts["test"][0]
     model = opened(path, found, x[:1])
-    told: dict[str, Any] = {name: found[name] for name in ("set", "penalty", "strength", "seed")} | {"label": label}
+    told: dict[str, Any] = {name: found[name] for name in ("set", "penalty", "strength", "density", "seed")}
+    told["label"], told["good"] = label, accuracy(model, *parts["validation"]) >= enough
     told |= {"params": alive(model), "test": accuracy(model, *parts["test"])}
     for way in WAYS:
         share, small = smallest(way, model, x[:1], lambda one: accuracy(one, *parts["validation"]) >= enough)
@@ -115,7 +117,7 @@ def prune(path: Path, found: dict[str, Any], enough: float, label: str, options:
 
 def times(path: Path, found: dict[str, Any], label: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return microseconds of a forward pass before and after, and how many layers became sparse, of each way and batch."""
-    x = parts_of(options.data, found["set"].split()[0], options.rows, "cpu")["test"][0]
+    x = parts_of(options.data, found["set"].split()[0], found["of"], "cpu")["test"][0]
     model = opened(path, found, x[:1])
     told: dict[str, Any] = {"of": label}
     for way in WAYS:
@@ -134,7 +136,7 @@ def runs(options: argparse.Namespace) -> Runs:
         mine = [r for r in found if r["set"] == name]
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in mine if r["penalty"] == "none"}
         for r in mine:
-            same = [s for s in mine if all(s[key] == r[key] for key in ("penalty", "strength", "density"))]
+            same = [s for s in mine if (titled(s), s["strength"]) == (titled(r), r["strength"])]
             label = label_of(r["set"], r["penalty"], r["strength"], r["density"], r["seed"])
             path = options.tables / f"{label}.safetensors"
             if len(same) < len(plain):
@@ -150,29 +152,33 @@ def table(options: argparse.Namespace) -> None:
     took = {one["of"]: one for one in results(options, "*-times.json")}
     found = [one for one in results(options) if "of" not in one]
     print(
-        f"{'set':<19}{'penalty':<10}{'strength':>9}{'runs':>5}  {'pruned':<8}{'params left, %':<16}{'test':<15}", end=""
+        f"{'set':<22}{'penalty':<15}{'strength':>9}{'runs':>6}  {'pruned':<8}{'params left, %':<16}{'test':<15}", end=""
     )
-    print("".join(f"{f'times faster, {batch}':<20}" for batch in BATCHES), "layers sparse  widths")
+    print("".join(f"{f'times faster, {batch}':<17}{'sparse':<8}" for batch in BATCHES), "widths")
     for name in dict.fromkeys(r["set"] for r in found):
         for way in WAYS:
-            for kind in STRENGTHS:
+            for kind in dict.fromkeys(titled(r) for r in sorted(found, key=lambda r: [*STRENGTHS].index(r["penalty"]))):
                 group: dict[float, list[dict[str, Any]]] = {}
                 for r in found:
-                    if (r["set"], r["penalty"]) == (name, kind):
+                    if (r["set"], titled(r)) == (name, kind):
                         group.setdefault(r["strength"], []).append(r)
                 if not group:
                     continue
                 strength = min(group, key=lambda s: statistics.mean(r[way]["params"] for r in group[s]))
                 same = group[strength]
-                print(f"{name:<19}{kind:<10}{strength:>9g}{len(same):>5}  {way:<8}", end="")
+                good = sum(r["good"] for r in same)
+                runs = str(good) if good == len(same) else f"{good}/{len(same)}"
+                print(f"{name:<22}{kind:<15}{strength:>9g}{runs:>6}  {way:<8}", end="")
                 print(f"{interval([100.0 * r[way]['params'] / r['params'] for r in same]):<16}", end="")
                 print(f"{interval([r[way]['test'] for r in same]):<15}", end="")
-                sparse: list[int] = []
                 for batch in BATCHES:
                     known = [took[r["label"]][f"{way} {batch}"] for r in same if r["label"] in took]
-                    print(f"{interval([was / now for was, now, _ in known]) if known else '-':<20}", end="")
-                    sparse = [layers for _, _, layers in known]
-                print(f"{statistics.mean(sparse) if sparse else math.nan:<15g}{same[0][way]['widths']}")
+                    print(f"{interval([was / now for was, now, _ in known]) if known else '-':<17}", end="")
+                    print(f"{statistics.mean(layers for _, _, layers in known) if known else math.nan:<8.2g}", end="")
+                print(
+                    "",
+                    [round(statistics.mean(widths)) for widths in zip(*(r[way]["widths"] for r in same), strict=True)],
+                )
 
 
 def main() -> int:
@@ -180,7 +186,6 @@ def main() -> int:
     parser = arguments(__doc__, "dynamic_prior/used")
     parser.add_argument("--tables", type=Path, default=Path("results/dynamic_prior/tables"))
     parser.add_argument("--parts", default="prune,times")
-    parser.add_argument("--rows", type=int, help="as of tables.py")
     parser.add_argument("--network", default="cnn", choices=NETWORKS)
     return reproduce(parser, runs, table)
 

@@ -28,7 +28,7 @@ def used() -> ModuleType:
 def options_of(tmp_path: Path, **changed: Any) -> argparse.Namespace:
     usual: dict[str, Any] = {
         "out": tmp_path, "seeds": "0,1,2", "sets": "mnist", "network": "cnn", "penalties": "l1", "strengths": None,
-        "density": 0.01, "threads": 1, "budget": 60.0,
+        "density": 0.01, "threads": 1, "budget": 60.0, "rows": None, "epochs": 5,
     }  # fmt: skip
     return argparse.Namespace(**usual | changed)
 
@@ -77,6 +77,9 @@ def test_what_is_marked_was_run_with_all_seeds(tables: ModuleType) -> None:
     plain = {0: 90.0, 1: 91.0}
     group = {0.1: runs(95.0), 0.2: runs(90.5, 91.5), 0.3: runs(90.0, 90.7), 0.4: runs(80.0, 80.0)}
     assert tables.marked(group, plain) == {0.3: ["matched"], 0.2: ["best"]}
+    del group[0.4]
+    assert tables.marked(group, plain)[0.3] == ["matched, the strongest tried"]
+    assert tables.marked({0.1: runs(95.0)}, plain) == {}
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])

@@ -8,28 +8,41 @@ from typing import Any
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
+from pared.nn.sparse_layer import SparseLayer
 
 #: What a penalty presses upon.
 Weights = nn.Module | Iterable[Tensor]
 
 
 def weights_of(parameters: Weights, *, vectors: bool = False) -> dict[str, Tensor]:
-    """Return the weights of a network that learn, by name, or the tensors given, by number; see `Penalty`.
+    """Return the weights of a network that learn, by name, or the tensors given, by number, each once; see `Penalty`.
+
+    Of sparse layers these are the values, though they are vectors.
 
     Raises:
         ConfigError: there are none, or others than real numbers.
     """
     if isinstance(parameters, nn.Module):
-        found = {name: p for name, p in parameters.named_parameters() if p.requires_grad}
+        given = {name: p for name, p in parameters.named_parameters() if p.requires_grad}
+        vectors_too = {
+            f"{n}.values" if n else "values" for n, m in parameters.named_modules() if isinstance(m, SparseLayer)
+        }
     else:
-        found = {str(number): p for number, p in enumerate(parameters)}
-    found = {name: p for name, p in found.items() if p.numel() and (vectors or p.ndim >= 2)}
-    if not found or not all(p.is_floating_point() for p in found.values()):
+        given = {} if isinstance(parameters, Tensor) else {str(number): p for number, p in enumerate(parameters)}
+        vectors_too = set()
+    tensors = {name: p for name, p in given.items() if isinstance(p, Tensor)}
+    found = {name: p for name, p in tensors.items() if p.numel() and (vectors or p.ndim >= 2 or name in vectors_too)}
+    if not found or len(tensors) < len(given) or not all(p.is_floating_point() for p in found.values()):
+        got = [(tuple(p.shape), p.dtype) if isinstance(p, Tensor) else type(p).__name__ for p in given.values()]
         raise ConfigError(
-            f"expected real weights of two or more axes, got {[(tuple(p.shape), p.dtype) for p in found.values()][:3]}; "
-            "give the network, its parameters, or vectors=True where biases and other vectors count too"
+            f"expected a network or a list of real weights of two or more axes, got "
+            f"{'a single tensor' if isinstance(parameters, Tensor) else got[:3]}; give the network, its parameters(), or "
+            "vectors=True where biases and other vectors count too"
         )
-    return found
+    once: dict[int, tuple[str, Tensor]] = {}
+    for name, p in found.items():
+        once.setdefault(id(p), (name, p))
+    return dict(once.values())
 
 
 class Penalty(ABC):

@@ -6,7 +6,8 @@ magnitude a = |w|, and a' one step before. Selected are the `count` largest keys
 - As u <= 1, weights below a level are never selected. The level is found on a sample and proved on all.
 - The largest keys of an experiment begin within a narrow band, known before it is drawn. The first 16 bits of u say of nearly
   all candidates on which side of the band they are, by comparing integers; the other bits are drawn within the band only.
-- That the band was wide enough is seen afterwards; where not, with a probability below 1e-12, the experiment is repeated.
+- That the band was wide enough is seen afterwards; where not, with a probability below 1e-12, the experiment is repeated, and
+  if that happens again and again, all bits of all candidates are drawn.
 
 So counts are exact, and with momentum 1 the experiments have exactly the distribution of `Plain`. With momentum, b holds the
 two softmaxes' denominators, sums of e^(u a) over all weights: here their expectations, which for |w| < 1 differ from them by a
@@ -30,6 +31,8 @@ SAMPLE = 2**15
 BELOW = 0.95
 #: Half the width of a band, in deviations of how many keys are above it, and a few more.
 DEVIATIONS, MORE = 8.0, 16.0
+#: So often an experiment is repeated before all candidates are drawn in full.
+REPEATS = 20
 #: Values that 16 bits have.
 VALUES = 2**16
 
@@ -55,12 +58,13 @@ class Candidates:
         while True:
             self.index, self.weight, self._before, inverse, most = self._above(level, weights, before)
             self._count = count if level > 0.0 else min(count, len(self.weight))
-            self._band = low, high = band(inverse, self._count, level)
+            least = most.reciprocal_()
+            self._band = low, high = band(inverse, least, self._count, level)
             if low >= level:
                 break
             level = BELOW * low
-        # Of a weight on the band's lower edge u is at least low / most, of one on its upper edge at most high / least.
-        self._enters = _bits(most.reciprocal_().mul_(VALUES * low).floor_().sub_(1.0))
+        # Of a weight on the band's lower edge u is at least low · least, of one on its upper edge at most high · inverse.
+        self._enters = _bits(least.mul_(VALUES * low).floor_().sub_(1.0))
         self._leaves = _bits(inverse.mul_(VALUES * high).ceil_())
         self._words = torch.empty((len(self.weight) + 3) // 4, dtype=torch.int64, device=self.weight.device)
         self._hits, self._within = (torch.empty_like(self._leaves, dtype=torch.bool) for _ in range(2))
@@ -86,10 +90,9 @@ class Candidates:
 
     def _slopes(self, now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inverse of the slope of keys at u = 0, and that of the chord to u = 1: keys are convex, and 0 at 0."""
-        gap = now - before
-        chord = torch.log1p(torch.expm1(gap).mul_(self._share)).add_(before)
         tiny = torch.finfo(now.dtype).tiny
-        return gap.mul_(self._share).add_(before).clamp_min_(tiny).reciprocal_(), chord.clamp_min_(tiny)
+        slope, chord = torch.lerp(before, now, self._share), mixed(now, before, self._share)
+        return slope.clamp_min_(tiny).reciprocal_(), chord.clamp_min_(tiny)
 
     def _keys(self, at: Tensor, first: Tensor) -> Tensor:
         """Return the keys of candidates `at`, in float64, whose u begin with the bits `first`."""
@@ -99,21 +102,37 @@ class Candidates:
         if self._before is None:
             return now
         then = u * self._before.index_select(0, at)
-        return torch.logaddexp(now + _log(self._share), then + _log(1.0 - self._share))
+        return mixed(now, then, self._share)
 
     def draw(self) -> Tensor:
         """Return which candidates an experiment selects, (m,); the same memory at each call."""
-        while True:
-            first = self._words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: len(self.weight)]
+        for _ in range(REPEATS):
+            first = self._first()
             hits = torch.gt(first, self._leaves, out=self._hits)
             missing = self._count - int(torch.count_nonzero(hits))
             if not self._count:
                 return hits
-            within = places(torch.ge(first, self._enters, out=self._within).logical_xor_(hits))
+            within = places(torch.ge(first, self._enters, out=self._within).gt_(hits))
             if 0 < missing <= len(within):
                 keys = self._keys(within, first.index_select(0, within)).topk(missing)
                 if self._band[0] <= float(keys.values[-1]) <= self._band[1]:
                     return hits.index_fill_(0, within.index_select(0, keys.indices), value=True)
+        every = torch.arange(len(self.weight), device=self.weight.device)
+        return self._hits.zero_().index_fill_(0, self._keys(every, self._first()).topk(self._count).indices, value=True)
+
+    def _first(self) -> Tensor:
+        """Return the first 16 bits of new u, (m,); the same memory at each call."""
+        return self._words.random_(-(2**63), None, generator=self._generator).view(torch.int16)[: len(self.weight)]
+
+
+def mixed(now: Tensor, then: Tensor, share: float) -> Tensor:
+    """Return log(share · e^now + (1 - share) · e^then), also of numbers so small that their powers of e are 1."""
+    gap = now - then
+    if bool((gap.abs() <= 1.0).all()):
+        return gap.expm1_().mul_(share).log1p_().add_(then)
+    near = gap.clamp(-1.0, 1.0).expm1_().mul_(share).log1p_().add_(then)
+    far = torch.logaddexp(now.double() + _log(share), then.double() + _log(1.0 - share)).to(now.dtype)
+    return torch.where(gap.abs() <= 1.0, near, far)
 
 
 def share_of(now: Tensor, before: Tensor, momentum: float) -> float:
@@ -140,10 +159,10 @@ def level_of(size: Tensor, count: float) -> float:
     return level
 
 
-def band(inverse: Tensor, count: int, level: float) -> tuple[float, float]:
+def band(inverse: Tensor, least: Tensor, count: int, level: float) -> tuple[float, float]:
     """Return two levels, so that surely more than `count` keys lie above the first, and fewer above the second.
 
-    Keys are at least u / `inverse`. `level` is near; 0 is the first where keys are too few, and inf the second.
+    Keys lie between u / `inverse` and u / `least`. `level` is near; 0 is the first where keys are too few, and inf the second.
     """
     margin = DEVIATIONS * math.sqrt(count) + MORE
     more, slope = expected(inverse, level)
@@ -156,10 +175,12 @@ def band(inverse: Tensor, count: int, level: float) -> tuple[float, float]:
     if count <= margin or not slope:
         return low, math.inf
     high = level
-    while more > count - margin:
-        high += (more - count + 1.5 * margin + 1.0) / slope
-        more, _ = expected(inverse, high)
-    return low, high
+    for _ in range(60):
+        more, slope = expected(least, high)
+        if more <= count - margin:
+            return low, high
+        high += (more - count + 1.5 * margin + 1.0) / slope if slope else math.inf
+    return low, math.inf
 
 
 def expected(inverse: Tensor, level: float) -> tuple[float, float]:
@@ -194,10 +215,10 @@ def _sample(weights: Sequence[Tensor]) -> Tensor:
 def _chunks(weights: Sequence[Tensor], before: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Yield the weights and those before, piece by piece, in float32 at least."""
     for number, w in enumerate(weights):
+        now = w.detach().reshape(-1)  # a copy, once, where the weight is not contiguous
         then = None if before is None else before[number].detach().reshape(-1)
-        for at in range(0, w.numel(), CHUNK):
-            piece = None if then is None else widened(then[at : at + CHUNK])
-            yield widened(w.detach().reshape(-1)[at : at + CHUNK]), piece
+        for at in range(0, len(now), CHUNK):
+            yield widened(now[at : at + CHUNK]), None if then is None else widened(then[at : at + CHUNK])
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pared.errors import ConfigError
 from pared.ops.lp import widened
-from pared.penalties.candidates import Candidates
+from pared.penalties.candidates import Candidates, mixed
 
 #: What the probability of weight w grows with: |w|, w, -w as printed in equation 4, or nothing of it.
 Prior = Literal["magnitude", "signed", "printed", "uniform"]
@@ -38,7 +39,7 @@ class Sampling:
         for name, allowed in (("prior", Prior), ("select", Select)):
             if getattr(self, name) not in get_args(allowed):
                 raise ConfigError(f"{name} must be one of {', '.join(get_args(allowed))}; got {getattr(self, name)!r}")
-        if not 0.0 < self.density <= 1.0:
+        if not isinstance(self.density, Real) or not 0.0 < self.density <= 1.0:
             raise ConfigError(f"sampling_density must be above 0 and at most 1, got {self.density}")
         if not 0.0 <= self.momentum <= 1.0:
             raise ConfigError(f"momentum must be in [0, 1], where 1 is none of it; got {self.momentum}")
@@ -97,8 +98,7 @@ class Plain:
 
     def probabilities(self) -> Tensor:
         """Return the probabilities P' of one experiment, (N,): of weights by their size they add up to 1."""
-        size = (1,) if self._sampling.shared else self._scores.shape
-        u = torch.rand(size, dtype=torch.float64, device=self.weight.device, generator=self._generator)
+        u = self._uniform()
         if self._sampling.prior == "uniform":
             return u
         found, share = (u * self._scores).softmax(0), self._sampling.momentum
@@ -106,13 +106,29 @@ class Plain:
             return found
         return share * found + (1.0 - share) * (u * self._before).softmax(0)
 
+    def _keys(self) -> Tensor:
+        """Return what grows with the probabilities of one experiment, (N,), and tells them apart where they are all 1 / N."""
+        u = self._uniform()
+        if self._sampling.prior == "uniform":
+            return u
+        now, share = u * self._scores, self._sampling.momentum
+        if self._before is None:
+            return now
+        then = u * self._before
+        ratio = float((now.logsumexp(0) - then.logsumexp(0)).clamp(-700.0, 700.0).exp())
+        return mixed(now, then, share / (share + (1.0 - share) * ratio))
+
+    def _uniform(self) -> Tensor:
+        size = (1,) if self._sampling.shared else self._scores.shape
+        return torch.rand(size, dtype=torch.float64, device=self.weight.device, generator=self._generator)
+
     def draw(self) -> Tensor:
         """Return which weights an experiment selects, (N,)."""
-        chances, n = self.probabilities(), len(self.weight)
+        n = len(self.weight)
         if self._sampling.select != "count":
-            return chances > self._sampling.threshold / (n if self._sampling.select == "relative" else 1)
-        hits = torch.zeros(n, dtype=torch.bool, device=chances.device)
-        hits[chances.topk(self._sampling.count(n), sorted=False).indices] = True
+            return self.probabilities() > self._sampling.threshold / (n if self._sampling.select == "relative" else 1)
+        hits = torch.zeros(n, dtype=torch.bool, device=self.weight.device)
+        hits[self._keys().topk(self._sampling.count(n), sorted=False).indices] = True
         return hits
 
 
@@ -146,9 +162,13 @@ def pool_of(
         if sampling.prior == "uniform" or count == n:
             return Subset(weights, count, generator)
         held = [*weights, *(before or ())]
-        finite = all(
-            math.isfinite(torch.linalg.vector_norm(w.detach())) for w in held
-        )  # else the norms are not, either
+        finite = all(map(_finite, held))  # else the norms are not, either
         if sampling.prior == "magnitude" and n > SMALL and finite:
             return Candidates(weights, before, sampling.momentum, count, generator)
     return Plain(weights, before, sampling, generator)
+
+
+def _finite(weight: Tensor) -> bool:
+    """Whether all entries are, by the norm, whose range is that of float32 at least."""
+    dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else None
+    return math.isfinite(torch.linalg.vector_norm(weight.detach(), dtype=dtype))

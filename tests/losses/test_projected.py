@@ -195,3 +195,64 @@ def test_without_any_target_it_is_what_torch_has() -> None:
     assert ProjectedCrossEntropy(0.2)(x, y).isnan()
     assert F.cross_entropy(x, y).isnan()
     assert ProjectedCrossEntropy(0.2, reduction="sum")(x, y) == 0.0
+
+
+@pytest.mark.parametrize("prior", ["magnitude", "signed", "printed"])
+def test_classes_that_are_ruled_out_are_not_selected(prior: Any) -> None:
+    x = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
+    x[:, 5:] = -torch.inf
+    keep = ProjectedCrossEntropy(0.3, prior=prior)._draw(x, 3)
+    assert not keep[:, 5:].any()
+    assert float(ProjectedCrossEntropy(0.3, prior=prior)(x, torch.zeros(200, dtype=torch.long))) > 0.1
+
+
+def test_logits_of_zero_are_selected_by_chance() -> None:
+    often = ProjectedCrossEntropy(0.2)._draw(torch.zeros(4000, 10), 2).float().mean(0)
+    torch.testing.assert_close(often, torch.full((10,), 0.2), atol=0.04, rtol=0.0)
+
+
+@pytest.mark.parametrize("reading", ["restricted", "counted"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_what_is_ignored_has_no_gradient_whatever_it_is(reading: Any, reduction: str) -> None:
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    x[1], x[3, 0] = torch.nan, -torch.inf
+    x.requires_grad_()
+    loss = ProjectedCrossEntropy(0.4, reading=reading, reduction=reduction)
+    value = loss(x, torch.tensor([2, -100, 1, -100, 3, 4]))
+    value.backward()
+    assert value.isfinite()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert not x.grad[[1, 3]].any()
+    x.grad = None
+    loss(x, torch.full((6,), -100)).backward()
+    assert not torch.as_tensor(x.grad).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_to_the_bound_and_the_type(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (5 * torch.randn(512, 20, generator=generator)).to(dtype), torch.randint(0, 20, (512,), generator=generator)
+    ours = ProjectedCrossEntropy(0.3, reduction="none")(x, y)
+    assert ours.dtype == dtype
+    assert bool((ours <= F.cross_entropy(x.float(), y, reduction="none").to(dtype)).all())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ProjectedCrossEntropy(0.3)(x, y).dtype == F.cross_entropy(x, y).dtype == torch.float32
+
+
+def test_targets_and_weights_are_checked_as_torch_does() -> None:
+    x, y = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+    loss = ProjectedCrossEntropy(0.4, 1)
+    state = loss.generator.get_state()
+    whole = loss(x, y)
+    loss.generator.set_state(state)
+    assert torch.equal(loss(x, y.to(torch.uint8)), whole)
+    with pytest.raises(ConfigError, match=r"torch\.bool"):
+        loss(x, y > 1)
+    for size in (4, 7):
+        with pytest.raises(ConfigError, match="each of 5 classes"):
+            ProjectedCrossEntropy(0.4, weight=torch.ones(size))(x, y)
+    with pytest.raises(ConfigError, match="ignore_index"):
+        ProjectedCrossEntropy(0.4, ignore_index=2)(x, x.softmax(1))
+    with pytest.raises(ConfigError, match="integer"):
+        ProjectedCrossEntropy(0.4, 2.5)  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ from torch import nn
 
 from pared.errors import ConfigError
 from pared.measure.weights import sampled_norms, weight_figures
+from pared.nn import SparseLinear
 from pared.penalties import DynamicPrior, Sampling
 
 ROWS = st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1, max_size=5)
@@ -49,3 +50,12 @@ def test_norms_of_sampled_vectors_are_those_that_the_penalty_adds_up() -> None:
     assert bool((norms > few).all())
     with pytest.raises(ConfigError, match="draws"):
         sampled_norms([weight], 0)
+
+
+def test_what_a_sparse_layer_does_not_store_counts_as_zero() -> None:
+    layer = SparseLinear(20, 10, density=0.2)
+    nn.init.constant_(layer.values, 0.5)
+    figures = weight_figures(nn.Sequential(layer))
+    assert figures["density"] == pytest.approx(0.2)
+    assert figures["mean_magnitude"] == pytest.approx(0.1)
+    assert figures["magnitude"] == pytest.approx(0.5 * 40**0.5)

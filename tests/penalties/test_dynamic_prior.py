@@ -15,9 +15,10 @@ from torch.nn import functional as F
 import pared
 from pared.errors import ConfigError
 from pared.models import cnn
+from pared.nn import SparseLinear
 from pared.penalties import DynamicPrior, Sampling, l1
 from pared.penalties import dynamic as module
-from pared.penalties.candidates import Candidates
+from pared.penalties.candidates import Candidates, level_of
 from pared.penalties.sampling import SMALL, Plain, Select, Subset, pool_of
 
 PRIORS = ("magnitude", "uniform", "signed", "printed")
@@ -194,7 +195,17 @@ def frequencies(pool: Any, n: int, draws: int) -> Tensor:
 
 @pytest.mark.parametrize(
     ("density", "momentum", "moved"),
-    [(0.01, 1.0, 0.0), (0.1, 1.0, 0.0), (0.6, 1.0, 0.0), (0.02, 0.9, 0.002), (0.1, 0.5, 0.05), (0.3, 0.0, 0.02)],
+    [
+        (0.01, 1.0, 0.0),
+        (0.1, 1.0, 0.0),
+        (0.6, 1.0, 0.0),
+        (0.02, 0.9, 0.002),
+        (0.1, 0.5, 0.05),
+        (0.3, 0.0, 0.02),
+        (0.02, 0.9, 0.5),
+        (0.1, 0.9, 2.0),
+        (0.3, 0.5, 1.0),
+    ],
 )
 def test_fast_draws_select_each_weight_as_often_as_plain_ones(density: float, momentum: float, moved: float) -> None:
     (weight,), (shift,) = drawn((20, 1000)), drawn((20, 1000), seed=1, scale=moved)
@@ -212,6 +223,124 @@ def test_fast_draws_select_each_weight_as_often_as_plain_ones(density: float, mo
         for rows in size.argsort().split(500):
             gap = (ours[rows] - theirs[rows]).sum()
             assert abs(gap) <= 4.5 * float(error[rows].square().sum().sqrt()) + 1e-9
+
+
+def mostly_small(alive: float, scale: float, n: int = 40_000) -> Tensor:
+    weight = torch.randn(n // 100, 100, generator=torch.Generator().manual_seed(0)) * scale
+    weight.view(-1)[: round(alive * n)] = 0.05 * torch.randn(
+        round(alive * n), generator=torch.Generator().manual_seed(1)
+    )
+    return weight
+
+
+@pytest.mark.parametrize("density", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        (3.0 * mostly_small(1.0, 1.0), 0.3 * mostly_small(1.0, 1.0)),
+        (20.0 * mostly_small(1.0, 1.0), 0.2 * mostly_small(1.0, 1.0)),
+        (0.02 * mostly_small(1.0, 1.0), 2.0 * mostly_small(1.0, 1.0)),
+        (100.0 * mostly_small(1.0, 1.0), mostly_small(1.0, 1.0)),
+        (mostly_small(0.01, 1e-7), mostly_small(0.01, 1e-7)),
+        (mostly_small(0.005, 1e-18), 1.001 * mostly_small(0.005, 1e-18)),
+        (mostly_small(0.1, 1e-30), 3.0 * mostly_small(0.1, 1e-12)),
+        (mostly_small(0.5, 1e-38), mostly_small(0.2, 0.0)),
+    ],
+    ids=["grown", "far", "shrunk", "overflowing", "small", "tiny", "denormal", "zeros"],
+)
+def test_draws_end_and_count_however_weights_are_and_moved(
+    now: Tensor, before: Tensor, momentum: float, density: float
+) -> None:
+    sampling = Sampling(density, momentum)
+    pool = pool_of([now], None if momentum == 1.0 else [before], sampling, torch.Generator().manual_seed(3))
+    some = int((torch.maximum(now, before) if momentum < 1.0 else now).count_nonzero())
+    for _ in range(3):
+        assert sampling.count(now.numel()) >= int(pool.draw().sum()) >= min(sampling.count(now.numel()), some)
+
+
+@pytest.mark.parametrize("spread", [0.1, 5.0, 20.0])
+@pytest.mark.parametrize("count", [1.5, 30.0, 900.0])
+def test_levels_have_as_many_keys_above_them_as_was_asked(spread: float, count: float) -> None:
+    size = (spread * torch.randn(1000, generator=torch.Generator().manual_seed(0))).exp()
+    level = level_of(size, count)
+    assert float((1.0 - level / size.double()).clamp_min(0.0).sum()) == pytest.approx(count, rel=2e-3)
+    assert level_of(size, 1000.0) == 0.0
+
+
+def test_a_band_that_is_never_hit_costs_time_and_no_draw() -> None:
+    (weight,) = drawn((300, 200))
+    pool = Candidates([weight], None, 1.0, 600, torch.Generator().manual_seed(2))
+    often = frequencies(pool, 60_000, 200)
+    pool._band = (math.inf, math.inf)
+    assert int(pool.draw().sum()) == 600
+    rows = flat([weight]).abs().argsort(descending=True)[:200]
+    assert abs(float((frequencies(pool, 60_000, 200) - often)[rows].mean())) < 0.02
+
+
+def test_ties_are_broken_by_chance() -> None:
+    for size in (1e-17, 1.0, 1e4):
+        often = frequencies(
+            Plain(
+                [torch.full((50,), size)], [torch.full((50,), size)], Sampling(0.2), torch.Generator().manual_seed(0)
+            ),
+            50,
+            500,
+        )
+        assert float((often - 0.2).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+@pytest.mark.parametrize("norm", ["l2", "l2_squared"])
+def test_squares_neither_overflow_nor_vanish(scale: float, norm: Any) -> None:
+    small = torch.rand(4, 5) + 0.5
+    weight = (scale * small).requires_grad_()
+    value = DynamicPrior([weight], 1.0, 1.0, 1, norm=norm)()
+    value.backward()
+    if norm == "l2":
+        torch.testing.assert_close(value, scale * small.norm())
+        torch.testing.assert_close(weight.grad, small / small.norm())
+    else:
+        torch.testing.assert_close(weight.grad, 2.0 * weight.detach())
+
+
+def test_norms_of_millions_keep_their_digits() -> None:
+    weight = torch.full((2000, 2000), 0.1)
+    assert float(DynamicPrior([weight], 1.0, 1.0, 1)()) == pytest.approx(200.0, rel=1e-6)
+
+
+def test_second_derivatives_are_an_error() -> None:
+    (w,) = drawn((3, 4))
+    penalty = DynamicPrior([w], 1.0, 0.5, 1, norm="l2_squared")
+    (first,) = torch.autograd.grad((w**3).sum() + penalty(), w, create_graph=True)
+    with pytest.raises(ConfigError, match="second derivatives"):
+        torch.autograd.grad(first.sum(), w)
+
+
+def test_a_state_of_other_weights_is_refused() -> None:
+    penalty, other = DynamicPrior(nn.Linear(30, 30), 1.0), DynamicPrior(nn.Linear(7, 9), 1.0)
+    penalty()
+    with pytest.raises(ConfigError, match="other weights"):
+        other.load_state_dict(penalty.state_dict())
+
+
+def test_values_of_sparse_layers_are_weights() -> None:
+    model = nn.Sequential(SparseLinear(20, 10, density=0.2), nn.ReLU(), nn.Linear(10, 2))
+    penalty = DynamicPrior(model, 1.0, 1.0, 1, norm="l2_squared")
+    assert list(penalty.weights()) == ["0.values", "2.weight"]
+    values, weight = model.get_parameter("0.values"), model.get_parameter("2.weight")
+    torch.testing.assert_close(penalty(), values.square().sum() + weight.square().sum())
+
+
+@pytest.mark.parametrize("given", [torch.zeros(3, 4), nn.Linear(3, 4).named_parameters()], ids=["tensor", "named"])
+def test_what_is_no_list_of_weights_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match="list of real weights"):
+        DynamicPrior(given, 1.0)
+
+
+def test_a_weight_given_twice_counts_once() -> None:
+    (w,) = drawn((3, 4))
+    assert list(DynamicPrior([w, w], 1.0).weights()) == ["0"]
 
 
 @pytest.mark.parametrize("density", [0.001, 0.01, 0.1, 0.5, 0.99])

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
+from pared.ops.lp import widened
 from pared.penalties.sampling import Prior, Sampling
 
+_TINY = 1e-30
 #: The softmax is over the selected classes, or over all, of samples whose class was selected.
 Reading = Literal["restricted", "counted"]
 
@@ -58,8 +60,8 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         reading: Reading = "restricted",
         seed: int = 0,
     ) -> None:
-        if draws < 1:
-            raise ConfigError(f"draws must be at least 1, got {draws}")
+        if not isinstance(draws, int) or draws < 1:
+            raise ConfigError(f"draws must be an integer of at least 1, got {draws}")
         if not 0.0 <= label_smoothing <= 1.0:
             raise ConfigError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
         for name, value, allowed in (
@@ -90,32 +92,51 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         """Return the loss: a scalar, or of the targets' shape without a reduction."""
         axis = 1 if input.ndim > 1 else 0
         classes, count = input.shape[axis], self.sampling.count(input.shape[axis])
-        rows = input.movedim(axis, -1)
         probable = target.is_floating_point()
-        if target.shape != (input.shape if probable else rows.shape[:-1]):
-            raise ConfigError(
-                f"targets of inputs {tuple(input.shape)} are classes {tuple(rows.shape[:-1])} or probabilities like the "
-                f"inputs; got {tuple(target.shape)}, {target.dtype}"
-            )
-        if probable and self.reading == "counted":
-            raise ConfigError("reading 'counted' asks whether the target's class is selected; give classes as targets")
+        self._check(input, target, axis)
         if count == classes:
             return super().forward(input, target)
-        if self.reading == "counted":
-            return self._counted(input, rows, target, count)
-        aims = target.movedim(axis, -1) if probable else target
-        return self._reduced(*(self._probable if probable else self._classed)(rows, aims, count))
+        rows = widened(input.movedim(axis, -1))
+        if probable:
+            found = self._reduced(*self._probable(rows, widened(target.movedim(axis, -1)), count))
+        elif self.reading == "counted":
+            found = self._counted(rows, target.long(), count)
+        else:
+            found = self._reduced(*self._classed(rows, target.long(), count))
+        # As of torch's own loss, the type is that of the inputs, but float32 under autocast.
+        return found if torch.is_autocast_enabled(input.device.type) else found.to(input.dtype)
+
+    def _check(self, input: Tensor, target: Tensor, axis: int) -> None:
+        """Raise a ConfigError for targets or weights that do not fit the inputs."""
+        shape = input.movedim(axis, -1).shape
+        probable = target.is_floating_point()
+        if target.shape != (input.shape if probable else shape[:-1]) or target.dtype == torch.bool:
+            raise ConfigError(
+                f"targets of inputs {tuple(input.shape)} are classes {tuple(shape[:-1])} or probabilities like the inputs; "
+                f"got {tuple(target.shape)}, {target.dtype}"
+            )
+        if self.weight is not None and self.weight.shape != shape[-1:]:
+            raise ConfigError(f"weight is one number for each of {shape[-1]} classes, got {tuple(self.weight.shape)}")
+        if probable and self.reading == "counted":
+            raise ConfigError("reading 'counted' asks whether the target's class is selected; give classes as targets")
+        if probable and self.ignore_index >= 0:
+            raise ConfigError("ignore_index is of classes; give samples without a target probabilities that are all 0")
 
     def _draw(self, rows: Tensor, count: int) -> Tensor:
         """Return which classes a draw selects, like `rows`, (…, C)."""
         u = torch.rand(rows.shape, generator=self.generator, device=self.generator.device).to(rows.device)
-        keys = u if self.sampling.prior == "uniform" else u * self.sampling.scores(rows.detach())
+        keys = u
+        if self.sampling.prior != "uniform":
+            scores = self.sampling.scores(rows.detach())
+            keys = u * scores.masked_fill(scores == 0.0, _TINY)  # so that u decides between logits of 0
+            keys = keys.masked_fill(rows == -math.inf, -math.inf)  # a class that was ruled out is none to be told from
         return torch.zeros_like(keys, dtype=torch.bool).scatter_(-1, keys.topk(count, -1).indices, value=True)
 
     def _classed(self, rows: Tensor, target: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return each sample's loss and what it counts, (…,), for classes as targets."""
         alive = target != self.ignore_index
         at = target.where(alive, 0).unsqueeze(-1)
+        rows = rows.masked_fill(~alive.unsqueeze(-1), 0.0)  # what is ignored may be anything
         weight = rows.new_ones(rows.shape[-1]) if self.weight is None else self.weight
         share = weight[at.squeeze(-1)] * alive
         loss, smooth = rows.new_zeros(share.shape), self.label_smoothing
@@ -137,20 +158,21 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
             loss = loss - (aim * weight * _logs(rows, keep)).sum(-1)
         return loss / self.draws, torch.ones_like(loss)
 
-    def _counted(self, input: Tensor, rows: Tensor, target: Tensor, count: int) -> Tensor:
+    def _counted(self, rows: Tensor, target: Tensor, count: int) -> Tensor:
         """Return the loss over all classes of the draws that select the target's."""
         alive = target != self.ignore_index
         at = target.where(alive, 0).unsqueeze(-1)
+        rows = rows.masked_fill(~alive.unsqueeze(-1), 0.0)
         times = torch.stack([self._draw(rows, count).gather(-1, at).squeeze(-1) for _ in range(self.draws)])
         share = times.to(rows.dtype).mean(0) * alive
         each = nn.functional.cross_entropy(
-            input,
-            target,
+            rows.reshape(-1, rows.shape[-1]),
+            target.flatten(),
             self.weight,
             ignore_index=self.ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,
-        )
+        ).view(target.shape)
         return self._reduced(each * share, share if self.weight is None else share * self.weight[at.squeeze(-1)])
 
     def _reduced(self, loss: Tensor, share: Tensor) -> Tensor:
@@ -159,7 +181,10 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         if self.reduction == "sum":
             return loss.sum()
         total = share.sum()
-        return loss.sum() / (total.masked_fill(total == 0.0, 1.0) if self.reading == "counted" else total)
+        mean = loss.sum() / total.masked_fill(total == 0.0, 1.0)
+        return (
+            mean if self.reading == "counted" else mean.where(total != 0.0, math.nan)
+        )  # as torch, with gradients of 0
 
 
 def _logs(rows: Tensor, keep: Tensor) -> Tensor:

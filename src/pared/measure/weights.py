@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import ConfigError
+from pared.nn.sparse_layer import SparseLayer
 from pared.penalties.base import Weights, weights_of
 from pared.penalties.sampling import Sampling, pool_of
 
@@ -15,7 +16,7 @@ def weight_figures(weights: Weights, threshold: float = 1e-2, *, vectors: bool =
     "density" is the share of |w| > `threshold`, in [0, 1]; "density_printed" that of w > `threshold`, which counts no negative
     weight, and 1 minus it is the paper's sparsity; "magnitude" is ‖w‖₂ and "mean_magnitude" the mean of |w|. `weights` and
     `vectors` are as of `pared.penalties.Penalty`: a network or tensors, of two or more axes; of a network those that are
-    frozen count too.
+    frozen count too, and of sparse layers what is not stored is 0.
 
     Raises:
         ConfigError: no weights, or a threshold below 0.
@@ -25,7 +26,7 @@ def weight_figures(weights: Weights, threshold: float = 1e-2, *, vectors: bool =
     if not threshold >= 0.0:
         raise ConfigError(f"threshold must be at least 0, got {threshold}")
     held = [w.detach() for w in _all_of(weights, vectors).values()]
-    n = sum(w.numel() for w in held)
+    n = sum(w.numel() for w in held) + _absent(weights)
     above = sum(torch.count_nonzero(w > threshold) for w in held)
     below = sum(torch.count_nonzero(w < -threshold) for w in held)
     norm, mean = (
@@ -64,5 +65,11 @@ def sampled_norms(
 
 
 def _all_of(weights: Weights, vectors: bool) -> dict[str, Tensor]:
-    """Return weights by number; a penalty leaves out those that do not learn, but they are weights of the network."""
-    return weights_of(weights.parameters() if isinstance(weights, nn.Module) else weights, vectors=vectors)
+    """Return weights by name; a penalty leaves out those that do not learn, but they are weights of the network."""
+    return weights_of(weights, vectors=vectors, frozen=True)
+
+
+def _absent(weights: Weights) -> int:
+    """Return how many weights the sparse layers of a network do without."""
+    layers = [m for m in weights.modules() if isinstance(m, SparseLayer)] if isinstance(weights, nn.Module) else []
+    return sum(layer.shape.numel() - layer.values.numel() for layer in layers)

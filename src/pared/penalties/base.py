@@ -14,16 +14,16 @@ from pared.nn.sparse_layer import SparseLayer
 Weights = nn.Module | Iterable[Tensor]
 
 
-def weights_of(parameters: Weights, *, vectors: bool = False) -> dict[str, Tensor]:
-    """Return the weights of a network that learn, by name, or the tensors given, by number, each once; see `Penalty`.
+def weights_of(parameters: Weights, *, vectors: bool = False, frozen: bool = False) -> dict[str, Tensor]:
+    """Return the weights of a network by name, or the tensors given by number, each once; see `Penalty`.
 
-    Of sparse layers these are the values, though they are vectors.
+    Of a network they are those that learn, or with `frozen` all; of sparse layers their values, though they are vectors.
 
     Raises:
         ConfigError: there are none, or others than real numbers.
     """
     if isinstance(parameters, nn.Module):
-        given = {name: p for name, p in parameters.named_parameters() if p.requires_grad}
+        given = {name: p for name, p in parameters.named_parameters() if p.requires_grad or frozen}
         vectors_too = {
             f"{n}.values" if n else "values" for n, m in parameters.named_modules() if isinstance(m, SparseLayer)
         }

@@ -148,15 +148,25 @@ def share_of(now: Tensor, before: Tensor, momentum: float) -> float:
 def level_of(size: Tensor, count: float) -> float:
     """Return a level above which about `count` of u · `size`, u uniform, are expected, or more; 0 where that are all.
 
-    By Newton's steps from 0 on, which never pass it, as what is expected is convex and falls.
+    By Newton's steps from 0 on, which never pass it, as what is expected is convex and falls; where sizes are of so many
+    orders that they do not get there, from sizes in order, between two of which what is expected is linear.
     """
-    inverse, level = size[size > 0.0].reciprocal(), 0.0
-    for _ in range(60):
+    size = size[size > 0.0]
+    inverse, level = size.reciprocal(), 0.0
+    if len(size) <= count:
+        return level
+    for _ in range(30):
         more, slope = expected(inverse, level)
-        if len(inverse) <= count or more - count <= 1e-3 * count:
+        if more - count <= 1e-3 * count:
+            return level
+        if not 0.0 < slope < math.inf:
             break
         level += (more - count) / slope
-    return level
+    falling = size.double().sort(descending=True).values
+    slopes = falling.reciprocal().cumsum(0)
+    above = torch.arange(1, len(falling) + 1, device=falling.device) - falling * slopes
+    first = int(torch.count_nonzero(above < count))
+    return (first - count) / float(slopes[first - 1])
 
 
 def band(inverse: Tensor, least: Tensor, count: int, level: float) -> tuple[float, float]:

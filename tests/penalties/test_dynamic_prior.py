@@ -595,3 +595,29 @@ def test_densities_are_the_decimals_that_are_written() -> None:
     assert 0.07 * 100 > 7.0
     assert Sampling(0.07).count(100) == 7
     assert [Sampling(0.01).count(n) for n in (1, 100, 101)] == [1, 1, 2]
+
+
+def test_defaults_are_those_of_the_paper_where_it_has_any() -> None:
+    penalty = DynamicPrior(nn.Linear(9, 9), 1.0)
+    assert penalty.sampling == Sampling(density=0.01, momentum=0.9, prior="magnitude", select="count")
+    assert (penalty.draws, penalty.norm, penalty.scope) == (10, "l2", "global")
+
+
+def test_seeds_draw_differently() -> None:
+    (w,) = drawn((20, 30))
+    values = [float(DynamicPrior([w], 1.0, seed=seed)()) for seed in (1, 1, 2)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_a_state_is_not_changed_by_what_comes_after() -> None:
+    (w,) = drawn((20, 30))
+    penalty, other = DynamicPrior([w], 1.0), DynamicPrior([w], 1.0)
+    penalty()
+    state = penalty.state_dict()
+    kept = copy.deepcopy(state)
+    other.load_state_dict(state)
+    w.data += 1.0
+    for one in (penalty, other):
+        one()
+    assert torch.equal(state["before"]["0"], kept["before"]["0"])
+    assert torch.equal(state["generator"], kept["generator"])

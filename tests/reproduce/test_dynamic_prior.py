@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import helpers
+import pared
 from pared.models import mlp, two_layer_cnn
 
 
@@ -149,3 +150,72 @@ def test_movement_is_that_of_the_second_half() -> None:
     projected = helpers.script("dynamic_prior/projected.py")
     story = [{"test": value} for value in (0.0, 50.0, 90.0, 93.0, 89.0, 89.0)]
     assert projected.movement(story) == pytest.approx(((4.0**2 + 0.0) / 2) ** 0.5)
+
+
+@pytest.fixture
+def images(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, ...]:
+    """300 images of two kinds for training and 100 for the test, in place of files."""
+    generator = torch.Generator().manual_seed(0)
+    y, y_test = torch.randint(0, 2, (300,), generator=generator), torch.randint(0, 2, (100,), generator=generator)
+    x, x_test = (
+        torch.randn(len(kinds), 1, 8, 8, generator=generator) + kinds.view(-1, 1, 1, 1) for kinds in (y, y_test)
+    )
+    monkeypatch.setattr(tables, "read_images", lambda data, name, rows: (x, y, x_test, y_test))
+    return x, y, x_test, y_test
+
+
+def test_validation_is_what_is_not_trained_on(
+    tables: ModuleType, images: tuple[torch.Tensor, ...], tmp_path: Path
+) -> None:
+    parts = tables.parts_of(tmp_path, "mnist", None, "cpu")
+    assert torch.equal(torch.cat([parts["train"][0], parts["validation"][0]]), images[0])
+    assert len(parts["validation"][1]) == 60
+    assert torch.equal(parts["test"][0], images[2])
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2", "hoyer", "proposed", "uniform"])
+def test_a_run_is_pressed_and_its_network_is_pruned_on_validation(
+    tables: ModuleType, used: ModuleType, images: tuple[torch.Tensor, ...], tmp_path: Path, kind: str
+) -> None:
+    options = options_of(tmp_path, data=tmp_path, device="cpu", epochs=3)
+    one = [tables.run("mnist", k, s, 0, f"mnist-{k}", options) for k, s in (("none", 0.0), (kind, 3.0))]
+    plain, pressed = (found["weights"]["0.01"] for found in one)
+    which = "density" if kind == "hoyer" else "magnitude"  # Hoyer's square has no scale
+    assert plain[which] > 1.02 * pressed[which]
+    assert one[0]["set"] == "mnist cnn 3 epochs"
+    parts = tables.parts_of(tmp_path, "mnist", None, "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(used, "parts_of", lambda *_: parts)
+        patch.setattr(used, "network", lambda *_: tables.network("cnn", 1, 8))
+        told = used.prune(tmp_path / "mnist-none.safetensors", one[0], one[0]["epochs"][-1]["validation"], "a", options)
+        model = tables.network("cnn", 1, 8)
+        small = pared.load(model, tmp_path / "a-weights.safetensors")
+    assert told["good"]
+    for part, known in (("validation", one[0]["epochs"][-1]["validation"]), ("test", told["weights"]["test"])):
+        share = 100.0 * float((small(parts[part][0]).argmax(1) == parts[part][1]).float().mean())
+        assert share >= known - 1e-4 if part == "validation" else share == pytest.approx(known)
+    assert told["weights"]["params"] < told["params"]
+
+
+def test_names_tell_settings_and_densities_apart(tables: ModuleType, tmp_path: Path) -> None:
+    settings = {
+        tables.setting("mnist", options_of(tmp_path, **changed))
+        for changed in ({}, {"rows": 100}, {"epochs": 7}, {"rows": 100, "epochs": 7}, {"network": "mlp"})
+    }
+    assert len(settings) == 5
+    assert tables.titled({"penalty": "proposed", "density": 0.05}) == "proposed 0.05"
+    assert tables.titled({"penalty": "proposed", "density": 0.01}) == "proposed"
+    assert tables.titled({"penalty": "l1", "density": 0.05}) == "l1"
+    with pytest.raises(SystemExit, match="flat"):
+        next(iter(tables.runs(options_of(tmp_path, penalties="flat"))))
+
+
+def test_losses_are_those_that_are_named() -> None:
+    projected = helpers.script("dynamic_prior/projected.py")
+    assert type(projected.loss_of("ce", 0)) is nn.CrossEntropyLoss
+    found = [projected.loss_of(name, 0) for name in ("0.3", "0.3 magnitude", "0.3 counted")]
+    assert [one.sampling.prior for one in found] == ["signed", "magnitude", "signed"]
+    assert [one.reading for one in found] == ["restricted", "restricted", "counted"]
+    assert all(one.sampling.density == 0.3 for one in found)
+    with pytest.raises(SystemExit, match="counter"):
+        projected.loss_of("0.3 counter", 0)

@@ -605,7 +605,7 @@ def test_defaults_are_those_of_the_paper_where_it_has_any() -> None:
 
 def test_seeds_draw_differently() -> None:
     (w,) = drawn((20, 30))
-    values = [float(DynamicPrior([w], 1.0, seed=seed)()) for seed in (1, 1, 2)]
+    values = [DynamicPrior([w], 1.0, seed=seed)().item() for seed in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
 
 

@@ -153,10 +153,10 @@ def table(options: argparse.Namespace) -> None:
     took = {one["of"]: one for one in results(options, "*-times.json")}
     found = [one for one in results(options) if "of" not in one]
     print(
-        f"{'set':<22}{'penalty':<15}{'strength':>9}{'runs':>5}  {'pruned':<8}{'params left, %':<16}{'test before':<15}{'test':<15}",
+        f"{'set':<22}{'penalty':<15}{'strength':>9}{'runs':>5}  {'pruned':<8}{'params left, %':<16}{'test was':<15}{'test':<15}",
         end="",
     )
-    print("".join(f"{f'times faster, {batch}':<17}{'sparse':<8}" for batch in BATCHES), "widths")
+    print("".join(f"{f'times as fast, {batch}':<19}{'sparse':<8}" for batch in BATCHES), "widths")
     for name in dict.fromkeys(r["set"] for r in found):
         for way in WAYS:
             for kind in dict.fromkeys(titled(r) for r in sorted(found, key=lambda r: [*STRENGTHS].index(r["penalty"]))):
@@ -175,7 +175,7 @@ def table(options: argparse.Namespace) -> None:
                 )
                 for batch in BATCHES:
                     known = [took[r["label"]][f"{way} {batch}"] for r in same if r["label"] in took]
-                    print(f"{interval([was / now for was, now, _ in known]) if known else '-':<17}", end="")
+                    print(f"{interval([was / now for was, now, _ in known]) if known else '-':<19}", end="")
                     print(f"{statistics.mean(layers for _, _, layers in known) if known else math.nan:<8.2g}", end="")
                 print(
                     "",

@@ -71,6 +71,16 @@ def told(values: Iterable[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {error:.2f}" if len(values) > 1 else f"{values[0]:.2f}"
 
 
+def interval(values: list[float], digits: int = 2) -> str:
+    """Return the mean and half the width of its 95 % interval, by Student's t."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}"
+    from scipy import stats
+
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
 def arguments(doc: str | None, out: str, *, seeds: str = "0") -> argparse.ArgumentParser:
     """Return a parser of what all scripts take; results go to results/`out`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -35,8 +35,8 @@ from pared.measure.weights import weight_figures
 from pared.models import mlp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import Runs, accuracy, arguments, reproduce, results
-from tables import BATCH, DRAWS, RATE, interval, parts_of
+from bench import Runs, accuracy, arguments, interval, reproduce, results
+from tables import BATCH, DRAWS, RATE, parts_of
 
 EPOCHS = {"plant-margin": 100, "plant-shape": 100, "plant-texture": 100, "letter": 20, "mnist": 5, "fashion-mnist": 5}
 LOSSES = "ce,0.01,0.05,0.1,0.3,0.1 magnitude,0.1 counted"
@@ -125,6 +125,13 @@ def table(options: argparse.Namespace) -> None:
             print(f"{interval([r['story'][-1]['test loss'] for r in same], 3):<15}", end="")
             print(f"{interval([movement(r['story']) for r in same]) if len(same[0]['story']) > 3 else '-':<14}", end="")
             print(interval([100.0 * r["weights"]["density"] for r in same], 1))
+    ends = {(r["set"], r["loss"], r["seed"]): r["story"][-1]["test"] for r in found if r["set"].startswith("plant-")}
+    for loss in dict.fromkeys(loss for _, loss, _ in ends if loss != "ce"):
+        pairs = [(end, ends.get((name, "ce", seed))) for (name, one, seed), end in ends.items() if one == loss]
+        gaps = [end - plain for end, plain in pairs if plain is not None]
+        print(
+            f"plant sets together, {loss} less ce: {interval(gaps)}, better in {sum(g > 0.0 for g in gaps)} of {len(gaps)}"
+        )
 
 
 def main() -> int:

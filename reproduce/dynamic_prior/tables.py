@@ -25,12 +25,12 @@ import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,7 +39,7 @@ from pared.models import mlp, resnet, senet, two_layer_cnn, vgg
 from pared.penalties import L1, L2, DynamicPrior, HoyerSquare, Penalty
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import Runs, accuracy, arguments, read_images, reproduce, results
+from bench import Runs, accuracy, arguments, interval, read_images, reproduce, results
 
 BATCH, RATE, HELD_OUT, DRAWS, MOMENTUM = 32, 1e-3, 5000, 10, 0.9
 LOSS, HOPELESS, EVERY, EPOCHS, DENSITY = 0.2, 0.4, 100, 5, 0.01
@@ -238,14 +238,6 @@ def mine(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [r for r in results(options) if r["penalty"] not in READINGS or r["density"] == options.density]
 
 
-def interval(values: list[float], digits: int = 2) -> str:
-    """Return the mean and half the width of its 95 % interval, by Student's t."""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
-
-
 def table(options: argparse.Namespace) -> None:
     """Print, of each set and penalty, each strength, and say which is matched and which the best."""
     found = mine(options)
@@ -253,12 +245,16 @@ def table(options: argparse.Namespace) -> None:
     print(*(f"{f'|w| > {t:g}, %':<16}{f'w > {t:g}, %':<16}" for t in THRESHOLDS), "magnitude      paper")
     for name in dict.fromkeys(r["set"] for r in found):
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in found if r["set"] == name and r["penalty"] == "none"}
+        matched: dict[str, dict[int, float]] = {}
         for kind in STRENGTHS:
             group: dict[float, list[dict[str, Any]]] = {}
             for r in found:
                 if (r["set"], r["penalty"]) == (name, kind):
                     group.setdefault(r["strength"], []).append(r)
             marks = marked(group, plain)
+            kept = [strength for strength, told in marks.items() if told[0].startswith("matched")]
+            if kept:
+                matched[kind] = {r["seed"]: r["epochs"][-1]["test"] for r in group[kept[0]]}
             for strength, same in sorted(group.items()):
                 print(f"{name:<22}{kind:<10}{strength:>9g}{len(same):>5}", end="  ")
                 gaps = [plain[r["seed"]] - r["epochs"][-1]["validation"] for r in same if r["seed"] in plain]
@@ -271,6 +267,9 @@ def table(options: argparse.Namespace) -> None:
                 print(
                     f"{PAPER.get(name.replace('small-', ''), {}).get(kind, '-'):<15}{' '.join(marks.get(strength, []))}"
                 )
+        for one, other in combinations(matched, 2):
+            gaps = [matched[one][seed] - matched[other][seed] for seed in plain]
+            print(f"{name:<22}test accuracy, matched, {one} less {other}: {interval(gaps)}")
 
 
 def marked(group: dict[float, list[dict[str, Any]]], plain: dict[int, float]) -> dict[float, list[str]]:

@@ -33,8 +33,8 @@ import pared
 from pared.measure.latency import least_us
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import Runs, accuracy, arguments, reproduce, results
-from tables import LOSS, NETWORKS, STRENGTHS, interval, label_of, network, parts_of, titled
+from bench import Runs, accuracy, arguments, interval, reproduce, results
+from tables import LOSS, NETWORKS, STRENGTHS, label_of, network, parts_of, titled
 
 STEP, MOST, BATCHES = 2.0**0.25, 40, (1, 256)
 
@@ -131,7 +131,9 @@ def times(path: Path, found: dict[str, Any], label: str, options: argparse.Names
 
 def runs(options: argparse.Namespace) -> Runs:
     """Return what was asked for, by name: networks of the strengths that all seeds were run with."""
-    found = [r for r in results(argparse.Namespace(out=options.tables)) if r["set"].split()[1] == options.network]
+    seeds = {int(seed) for seed in options.seeds.split(",")}
+    there = [r for r in results(argparse.Namespace(out=options.tables)) if r["seed"] in seeds]
+    found = [r for r in there if r["set"].split()[1] == options.network]
     for name in dict.fromkeys(r["set"] for r in found):
         mine = [r for r in found if r["set"] == name]
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in mine if r["penalty"] == "none"}
@@ -185,7 +187,7 @@ def table(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run what is missing and print the table."""
-    parser = arguments(__doc__, "dynamic_prior/used")
+    parser = arguments(__doc__, "dynamic_prior/used", seeds="0,1,2,3,4")
     parser.add_argument("--tables", type=Path, default=Path("results/dynamic_prior/tables"))
     parser.add_argument("--parts", default="prune,times")
     parser.add_argument("--network", default="cnn", choices=NETWORKS)

@@ -33,8 +33,7 @@ from pared.nn import FixedAdjacency, SparseAdjacency
 from pared.nn.graph import Adjacency
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import arguments, reproduce, results
-from traffic import told
+from bench import arguments, interval, reproduce, results
 
 EPOCHS, PATIENCE = 200, 50
 LEARNED = {
@@ -149,7 +148,7 @@ def table(options: argparse.Namespace) -> None:
             chosen = choose(found, name, of, choosing)
             for strength in sorted({run["strength"] for run in fits}):
                 some = [run for run in fits if run["strength"] == strength]
-                columns = " ".join(f"{told([run[key] for run in some]):>16}" for key in ("test", "validation"))
+                columns = " ".join(f"{interval([run[key] for run in some], 3):>16}" for key in ("test", "validation"))
                 left = sum(run["left"] for run in some) / len(some)
                 star = "*" if strength == chosen and name in LEARNED else " "
                 print(f"{name:<18} {strength:8g}{star} {len(some):3} {columns} {100.0 * left:9.1f} %")

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from pared.data.graphs import read_traffic
@@ -39,7 +38,7 @@ from pared.ops.lines import Lines
 from pared.surgery import remove_edges
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import arguments, reproduce, results
+from bench import arguments, interval, reproduce, results
 
 LAGS, BATCH = 12, 128
 FORMS = ("beside", "propagated")
@@ -240,14 +239,6 @@ def choose(found: list[dict[str, Any]], name: str, form: str, horizon: int, seed
     return min(fits, key=lambda run: run["validation"])["strength"] if fits else 0.0
 
 
-def told(values: list[float]) -> str:
-    """Return the mean and half the width of its 95 % interval, by Student's t."""
-    x = torch.tensor(values, dtype=torch.float64)
-    if len(x) < 2:
-        return f"{float(x.mean()):.3f}"
-    return f"{float(x.mean()):.3f} ± {stats.t.ppf(0.975, len(x) - 1) * float(x.std()) / math.sqrt(len(x)):.3f}"
-
-
 def table(options: argparse.Namespace) -> None:
     """Print what is there: errors of the test, by horizon."""
     found = results(options)
@@ -263,7 +254,7 @@ def table(options: argparse.Namespace) -> None:
                 first = min(run["seed"] for run in fits)
                 chosen = choose(found, name, form, horizon, first)
                 fits = [run for run in fits if run["strength"] == chosen]
-                columns = [f"{told([run[key] for run in fits]):>16}" for key in ("rmse", "validation", "mae")]
+                columns = [f"{interval([run[key] for run in fits], 3):>16}" for key in ("rmse", "validation", "mae")]
                 entries, cut = (sum(run[key] for run in fits) / len(fits) for key in ("entries", "cut"))
                 print(f"{name:<18} {form:<12} n={len(fits):<3}", *columns, f"{entries:8.0f} {cut:5.0f} {chosen:g}")
 

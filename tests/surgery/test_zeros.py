@@ -131,7 +131,7 @@ def test_a_graph_of_another_network_is_refused() -> None:
         pared.remove_dead(model, graph=graph)
 
 
-def test_a_gate_that_every_layer_reads_is_left_to_the_planner() -> None:
+def test_a_norms_zero_beside_a_residual_stream_is_no_death() -> None:
     """A norm's zero on a residual stream kills nothing, as others write there."""
 
     class Residual(nn.Module):

@@ -41,7 +41,7 @@ def _resnext(seed: int) -> nn.Module:
 
 
 def _densenet(seed: int) -> nn.Module:
-    return densenet((3, 2), 2, growth=3, channels=2, generator=torch.Generator().manual_seed(seed))
+    return densenet((2, 1), 2, growth=2, channels=2, generator=torch.Generator().manual_seed(seed))
 
 
 #: The residual branches of a network, in one group for each stage, and channels of a layer in segments.

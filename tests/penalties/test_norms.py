@@ -77,6 +77,9 @@ def test_they_share_one_interface(kind: str) -> None:
     for strength in (-1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match="strength"):
             KINDS[kind](model, strength)
+        with pytest.raises(ConfigError, match="strength"):
+            penalty.strength = strength
+    assert penalty.strength == 0.7
 
 
 def test_options_out_of_range_are_refused() -> None:

@@ -59,11 +59,20 @@ class Penalty(ABC):
     """
 
     def __init__(self, parameters: Weights, strength: float, *, vectors: bool = False) -> None:
-        if not 0.0 <= strength < math.inf:
-            raise ConfigError(f"strength must be at least 0 and finite, got {strength}")
         self.strength, self.vectors = strength, vectors
         self._held = parameters if isinstance(parameters, nn.Module) else list(parameters)
         self.weights()
+
+    @property
+    def strength(self) -> float:
+        """What the penalty is multiplied by; setting it to less than 0, or to what is not finite, is a ConfigError."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0.0 <= value < math.inf:
+            raise ConfigError(f"strength must be at least 0 and finite, got {value}")
+        self._strength = value
 
     def weights(self) -> dict[str, Tensor]:
         """Return what is pressed upon now, by name, of tensors by number.

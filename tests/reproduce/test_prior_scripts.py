@@ -29,7 +29,7 @@ def used() -> ModuleType:
 def options_of(tmp_path: Path, **changed: Any) -> argparse.Namespace:
     usual: dict[str, Any] = {
         "out": tmp_path, "seeds": "0,1,2", "sets": "mnist", "network": "cnn", "penalties": "l1", "strengths": None,
-        "density": 0.01, "threads": 1, "budget": 60.0, "rows": None, "epochs": 5,
+        "density": 0.01, "threads": 1, "budget": 60.0, "rows": None, "epochs": 5, "decay": False,
     }  # fmt: skip
     return argparse.Namespace(**usual | changed)
 
@@ -196,12 +196,35 @@ def test_a_run_is_pressed_and_its_network_is_pruned_on_validation(
     assert told["weights"]["params"] < told["params"]
 
 
+@pytest.mark.parametrize("decay", [False, True])
+def test_rates_are_constant_or_fall_to_nothing(
+    tables: ModuleType,
+    images: tuple[torch.Tensor, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    decay: bool,
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda o: (rates.append(o.param_groups[0]["lr"]), step(o))[1])
+    tables.run("mnist", "none", 0.0, 0, "a", options_of(tmp_path, data=tmp_path, device="cpu", epochs=2, decay=decay))
+    assert len(rates) == 2 * (240 // 32)
+    assert rates == pytest.approx([1e-3 * (1 - n / len(rates) if decay else 1) for n in range(len(rates))])
+
+
 def test_names_tell_settings_and_densities_apart(tables: ModuleType, tmp_path: Path) -> None:
     settings = {
         tables.setting("mnist", options_of(tmp_path, **changed))
-        for changed in ({}, {"rows": 100}, {"epochs": 7}, {"rows": 100, "epochs": 7}, {"network": "mlp"})
+        for changed in (
+            {},
+            {"rows": 100},
+            {"epochs": 7},
+            {"rows": 100, "epochs": 7},
+            {"network": "mlp"},
+            {"decay": True},
+        )
     }
-    assert len(settings) == 5
+    assert len(settings) == 6
     assert tables.titled({"penalty": "proposed", "density": 0.05}) == "proposed 0.05"
     assert tables.titled({"penalty": "proposed", "density": 0.01}) == "proposed"
     assert tables.titled({"penalty": "l1", "density": 0.05}) == "l1"

@@ -239,6 +239,11 @@ def test_half_precision_keeps_to_the_bound_and_the_type(dtype: torch.dtype) -> N
     with torch.autocast("cpu", torch.bfloat16):
         assert ProjectedCrossEntropy(0.3)(x, y).dtype == F.cross_entropy(x, y).dtype == torch.float32
 
+    weight, share = torch.rand(20, generator=generator).to(dtype), torch.rand(512, 20, generator=generator)
+    counted = ProjectedCrossEntropy(0.3, weight=weight, reading="counted", reduction="none")(x, y)
+    assert counted.dtype == dtype
+    assert ProjectedCrossEntropy(0.3)(x, share).dtype == F.cross_entropy(x, share).dtype == torch.float32
+
 
 def test_targets_and_weights_are_checked_as_torch_does() -> None:
     x, y = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
@@ -247,6 +252,8 @@ def test_targets_and_weights_are_checked_as_torch_does() -> None:
     whole = loss(x, y)
     loss.generator.set_state(state)
     assert torch.equal(loss(x, y.to(torch.uint8)), whole)
+    for dtype in (torch.int16, torch.int32):
+        assert torch.equal(ProjectedCrossEntropy(1.0)(x, y.to(dtype)), F.cross_entropy(x, y))
     with pytest.raises(ConfigError, match=r"torch\.bool"):
         loss(x, y > 1)
     for size in (4, 7):

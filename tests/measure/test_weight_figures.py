@@ -52,6 +52,12 @@ def test_norms_of_sampled_vectors_are_those_that_the_penalty_adds_up() -> None:
         sampled_norms([weight], 0)
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e22])
+def test_norms_of_sampled_vectors_keep_their_digits(scale: float) -> None:
+    (found,) = sampled_norms([torch.full((2000, 2000), 0.1 * scale)], 1, Sampling(1.0))
+    assert float(found) == pytest.approx(200.0 * scale, rel=1e-6)
+
+
 def test_what_a_sparse_layer_does_not_store_counts_as_zero() -> None:
     layer = SparseLinear(20, 10, density=0.2)
     nn.init.constant_(layer.values, 0.5)

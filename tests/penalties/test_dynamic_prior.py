@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 import pared
 from pared.errors import ConfigError
 from pared.models import cnn
 from pared.nn import SparseLinear
-from pared.penalties import DynamicPrior, Sampling, l1
+from pared.penalties import L1, DynamicPrior, Sampling, l1
 from pared.penalties import dynamic as module
-from pared.penalties.candidates import Candidates, level_of
+from pared.penalties.candidates import Candidates, level_of, share_of
 from pared.penalties.sampling import SMALL, Plain, Select, Subset, pool_of
 
 PRIORS = ("magnitude", "uniform", "signed", "printed")
@@ -322,6 +324,101 @@ def test_a_state_of_other_weights_is_refused() -> None:
     penalty()
     with pytest.raises(ConfigError, match="other weights"):
         other.load_state_dict(penalty.state_dict())
+    with pytest.raises(ConfigError, match="without before, generator"):
+        other.load_state_dict(L1(nn.Linear(2, 2), 1.0).state_dict())
+
+
+def test_a_state_is_loaded_whole_or_not_at_all() -> None:
+    penalty = DynamicPrior(nn.Linear(6, 5), 1.0)
+    penalty()
+    state = penalty.state_dict()
+    for wrong in ({"strength": -1.0}, {"strength": 9.0, "generator": torch.zeros(3, dtype=torch.uint8)}):
+        with pytest.raises((ConfigError, RuntimeError)):
+            penalty.load_state_dict({**state, **wrong})
+        assert penalty.strength == 1.0
+        assert torch.equal(penalty.state_dict()["generator"], state["generator"])
+
+
+def _cut(model: nn.Module) -> nn.Module:
+    pared.remove(model, {"0": [1, 3]}, graph=pared.graph(model, torch.randn(2, 6)), living="cut")
+    return model
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    model.get_parameter("2.weight").requires_grad_(False)
+    return model
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "surgery": _cut,
+    "frozen": _frozen,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": AveragedModel,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_state_goes_on_bit_equally_when_the_network_has_changed_since_the_last_call(change: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7))
+    penalty = DynamicPrior(model, 1.0, 0.2, 2, 0.5)
+    penalty()
+    nn.init.normal_(model.get_parameter("2.weight"))
+    other = change(copy.deepcopy(model))
+    change(model)
+    resumed = DynamicPrior(other, 1.0, 0.2, 2, 0.5)
+    resumed.load_state_dict(penalty.state_dict())
+    for _ in range(3):
+        assert torch.equal(resumed(), penalty())
+    without = DynamicPrior(other, 1.0, 0.2, 2, momentum=1.0)
+    without.load_state_dict(penalty.state_dict())
+    assert not without.state_dict()["before"]
+
+
+@pytest.mark.parametrize("shape", [(5, 6), LARGE])
+def test_networks_change_type_between_calls(shape: tuple[int, int]) -> None:
+    model = nn.Linear(*shape, dtype=torch.float32)
+    penalty = DynamicPrior(model, 1.0, 0.1)
+    penalty()
+    for dtype in (torch.float64, torch.bfloat16, torch.float32):
+        model.to(dtype)
+        assert penalty().isfinite()
+        assert penalty.state_dict()["before"]["weight"].dtype == dtype
+    other = DynamicPrior(model.double(), 1.0, 0.1)
+    other.load_state_dict(penalty.state_dict())
+    assert torch.equal(other(), penalty())
+
+
+def test_a_past_on_another_device_is_forgotten_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pasts: list[Any] = []
+    monkeypatch.setattr(
+        module, "pool_of", lambda w, before, *rest: (pasts.append(before), pool_of(w, before, *rest))[1]
+    )
+    penalty = DynamicPrior(nn.Linear(6, 5), 1.0)
+    penalty()
+    penalty._before["weight"] = torch.empty(5, 6, device="meta")
+    penalty()
+    penalty()
+    assert [past is None for past in pasts] == [True, True, False]
+
+
+def test_weights_that_were_changed_before_the_gradient_are_an_error() -> None:
+    (w,) = drawn((3, 4))
+    found = DynamicPrior([w], 1.0)()
+    with torch.no_grad():
+        w.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.backward()
+
+
+@pytest.mark.parametrize("inputs", [2, 3, 7, 11, 13, 55])
+def test_shares_do_not_depend_on_where_large_weights_stand(inputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w = 0.05 * torch.randn(LARGE[0] * 2000 // inputs, inputs, generator=generator)
+    w[:, 0] = 0.9 * torch.rand(len(w), generator=generator)
+    before = w.clone()
+    before[:, 0] *= 0.1
+    found = Candidates([w], [before], 0.5, 2001, generator)._share
+    assert found == pytest.approx(share_of(w.flatten().abs(), before.flatten().abs(), 0.5), rel=0.01)
 
 
 def test_values_of_sparse_layers_are_weights() -> None:
@@ -332,7 +429,11 @@ def test_values_of_sparse_layers_are_weights() -> None:
     torch.testing.assert_close(penalty(), values.square().sum() + weight.square().sum())
 
 
-@pytest.mark.parametrize("given", [torch.zeros(3, 4), nn.Linear(3, 4).named_parameters()], ids=["tensor", "named"])
+@pytest.mark.parametrize(
+    "given",
+    [torch.zeros(3, 4), torch.zeros(8, 3, 3, 3), nn.Linear(3, 4).named_parameters()],
+    ids=["matrix", "kernels", "named"],
+)
 def test_what_is_no_list_of_weights_is_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match="list of real weights"):
         DynamicPrior(given, 1.0)

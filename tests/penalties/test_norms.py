@@ -82,6 +82,30 @@ def test_they_share_one_interface(kind: str) -> None:
     assert penalty.strength == 0.7
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e15, 1e25])
+def test_quotients_and_norms_hold_at_the_ends_of_float32(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(4, 6, dtype=torch.float64, generator=generator) * part for part in (1.0, 0.1)]
+    made: list[tuple[Any, dict[str, Any], float]] = [
+        (HoyerSquare, {"scope": "tensor"}, 0.0),
+        (HoyerSquare, {"scope": "global"}, 0.0),
+        (L2, {"norm": "l2"}, 1.0),
+    ]
+    for kind, options, degree in made:
+        double, single = (
+            [w.clone().requires_grad_() for w in exact],
+            [(w * scale).float().requires_grad_() for w in exact],
+        )
+        value, found = (kind(weights, 1.0, **options)() for weights in (double, single))
+        torch.testing.assert_close(found.detach().double() / scale**degree, value.detach(), rtol=1e-5, atol=0)
+        value.backward()
+        found.backward()
+        for one, other in zip(single, double, strict=True):
+            assert one.grad is not None
+            assert other.grad is not None
+            torch.testing.assert_close(one.grad.double() * scale ** (1 - degree), other.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_options_out_of_range_are_refused() -> None:
     weights = [torch.ones(2, 2)]
     with pytest.raises(ConfigError, match="l2, l2_squared; got 'l1'"):

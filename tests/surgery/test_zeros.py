@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import pared
 from pared.errors import SurgeryError
 from pared.models import mlp, resnet, two_layer_cnn, vgg
+from pared.surgery.graph import Graph
 
 
 def sparse(model: nn.Module, density: float, seed: int) -> nn.Module:
@@ -121,6 +122,64 @@ def test_a_norms_zero_is_a_death_and_optimizer_and_copies_follow() -> None:
     torch.testing.assert_close(average(x), other)
     assert optimizer.state[model.get_parameter("0.weight")]["exp_avg"].shape == (4, 3)
     assert optimizer.state[model.get_parameter("3.weight")]["exp_avg"].shape == (2, 4)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.outer, self.head = (nn.Linear(a, b) for a, b in ((4, 8), (8, 6), (6, 8), (8, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x).relu()
+        return self.head(y + self.outer(self.inner(y).relu()))
+
+
+class Gated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(4, 9, bias=False), nn.Linear(4, 9), nn.Linear(9, 3)
+        self.scale = nn.Parameter(torch.ones(1, 9))
+        self.mix = nn.Parameter(torch.randn(3, 7))
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.down(nn.functional.silu(self.gate(x)) * self.up(x) * self.scale) @ self.mix).relu())
+
+
+def deconvolution() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.Flatten()
+    )
+
+
+def without_one_by_one(model: nn.Module, graph: Graph) -> None:
+    """Remove units that a plan allows to be removed, one after the other, until there are none."""
+    again = True
+    while again:
+        again = False
+        for space in graph.removable():
+            for entry in reversed(range(space.size)):
+                if space.size == 1:
+                    break
+                try:
+                    pared.remove(model, {space.name: [entry]}, graph=graph)
+                except SurgeryError:
+                    continue
+                again, space = True, graph.find(space.name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("density", [0.15, 0.2, 0.3])
+@pytest.mark.parametrize("make", [Residual, Gated, deconvolution])
+def test_no_unit_is_left_that_a_plan_would_let_go(make: type[nn.Module], density: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = sparse(make(), density, seed)
+    x = torch.randn(5, 1, 6, 6) if make is deconvolution else torch.randn(5, 4)
+    before, other = model(x), copy.deepcopy(model)
+    pared.remove_dead(model, graph=pared.graph(model, x))
+    without_one_by_one(other, pared.graph(other, x))
+    torch.testing.assert_close(model(x), before)
+    assert sum(p.numel() for p in model.parameters()) <= sum(p.numel() for p in other.parameters())
 
 
 def test_a_graph_of_another_network_is_refused() -> None:

@@ -95,7 +95,7 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         probable = target.is_floating_point()
         self._check(input, target, axis)
         if count == classes:
-            return super().forward(input, target)
+            return super().forward(input, target if probable else target.long())
         rows = widened(input.movedim(axis, -1))
         if probable:
             found = self._reduced(*self._probable(rows, widened(target.movedim(axis, -1)), count))
@@ -103,8 +103,9 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
             found = self._counted(rows, target.long(), count)
         else:
             found = self._reduced(*self._classed(rows, target.long(), count))
-        # As of torch's own loss, the type is that of the inputs, but float32 under autocast.
-        return found if torch.is_autocast_enabled(input.device.type) else found.to(input.dtype)
+        # As of torch's own loss, the type is that of the inputs and probabilities, but float32 under autocast.
+        dtype = torch.result_type(input, target) if probable else input.dtype
+        return found if torch.is_autocast_enabled(input.device.type) else found.to(dtype)
 
     def _check(self, input: Tensor, target: Tensor, axis: int) -> None:
         """Raise a ConfigError for targets or weights that do not fit the inputs."""
@@ -120,7 +121,7 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         if probable and self.reading == "counted":
             raise ConfigError("reading 'counted' asks whether the target's class is selected; give classes as targets")
         if probable and self.ignore_index >= 0:
-            raise ConfigError("ignore_index is of classes; give samples without a target probabilities that are all 0")
+            raise ConfigError("ignore_index is of classes as targets; leave out samples that have no probabilities")
 
     def _draw(self, rows: Tensor, count: int) -> Tensor:
         """Return which classes a draw selects, like `rows`, (…, C)."""
@@ -168,7 +169,7 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         each = nn.functional.cross_entropy(
             rows.reshape(-1, rows.shape[-1]),
             target.flatten(),
-            self.weight,
+            None if self.weight is None else self.weight.to(rows.dtype),
             ignore_index=self.ignore_index,
             reduction="none",
             label_smoothing=self.label_smoothing,

@@ -1,5 +1,7 @@
 """How many weights are large, how large they are together, and how long the vectors are that a prior samples."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +50,7 @@ def sampled_norms(
     """Return ‖w ∘ I_s‖₂ of `draws` experiments on all weights as one vector, (draws,), each >= 0.
 
     `sampling` says how masks I_s select, one in a hundred by magnitude when None; there are no weights before, so its
-    momentum does not matter. `weights` and `vectors` are as of `weight_figures`.
+    momentum does not matter. `weights` and `vectors` are as of `weight_figures`, but of sparse layers only the values count.
 
     Raises:
         ConfigError: no weights, or fewer than one draw.
@@ -60,8 +62,8 @@ def sampled_norms(
     held = list(_all_of(weights, vectors).values())
     generator = torch.Generator(held[0].device).manual_seed(seed)
     pool = pool_of(held, None, sampling or Sampling(), generator)
-    squares = pool.weight.square()
-    return torch.stack([torch.dot(squares, pool.draw().to(squares.dtype)) for _ in range(draws)]).sqrt()
+    norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
+    return torch.stack([norm(pool.weight[pool.draw()]) for _ in range(draws)]).to(pool.weight.dtype)
 
 
 def _all_of(weights: Weights, vectors: bool) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pared.errors import ConfigError
 from pared.nn.sparse_layer import SparseLayer
+from pared.surgery.apply import bare
 
 #: What a penalty presses upon.
 Weights = nn.Module | Iterable[Tensor]
@@ -23,6 +24,7 @@ def weights_of(parameters: Weights, *, vectors: bool = False, frozen: bool = Fal
         ConfigError: there are none, or others than real numbers.
     """
     if isinstance(parameters, nn.Module):
+        parameters = bare(parameters, distributed=True)  # so that names are the same in whatever it is wrapped
         given = {name: p for name, p in parameters.named_parameters() if p.requires_grad or frozen}
         vectors_too = {
             f"{n}.values" if n else "values" for n, m in parameters.named_modules() if isinstance(m, SparseLayer)
@@ -60,7 +62,7 @@ class Penalty(ABC):
 
     def __init__(self, parameters: Weights, strength: float, *, vectors: bool = False) -> None:
         self.strength, self.vectors = strength, vectors
-        self._held = parameters if isinstance(parameters, nn.Module) else list(parameters)
+        self._held = parameters if isinstance(parameters, nn.Module | Tensor) else list(parameters)
         self.weights()
 
     @property

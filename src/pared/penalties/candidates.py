@@ -27,6 +27,8 @@ from pared.ops.lp import widened
 CHUNK = 2**17
 #: Weights in a sample, about.
 SAMPLE = 2**15
+#: The golden section of 2^32: multiples of it, modulo 2^32, are spread evenly.
+GOLDEN = 2654435769
 #: The level for all stands this much below that of the sample.
 BELOW = 0.95
 #: Half the width of a band, in deviations of how many keys are above it, and a few more.
@@ -215,11 +217,17 @@ def places(mask: Tensor) -> Tensor:
 
 
 def _sample(weights: Sequence[Tensor]) -> Tensor:
-    """Return the magnitudes of every so many of the weights."""
+    """Return the magnitudes of one of every so many of the weights, now this and now that: weights repeat in steps."""
     stride = max(1, sum(w.numel() for w in weights) // SAMPLE)
-    while math.gcd(stride, 210) > 1:  # weights repeat in steps of a kernel or of a layer's inputs
-        stride += 1
-    return torch.cat([widened(w.detach().reshape(-1)[::stride]).abs() for w in weights])
+    found = []
+    for w in weights:
+        entries = w.detach().reshape(-1)
+        if stride > 1:
+            block = torch.arange(0, len(entries), stride, device=w.device)
+            within = (torch.arange(len(block), device=w.device) * GOLDEN) % 2**32 * stride // 2**32
+            entries = entries[(block + within).clamp_(max=len(entries) - 1)]
+        found.append(widened(entries).abs())
+    return torch.cat(found)
 
 
 def _chunks(weights: Sequence[Tensor], before: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor | None]]:

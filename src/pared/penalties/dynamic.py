@@ -20,7 +20,9 @@ class DynamicPrior(Penalty):
     are constants of the gradient, which is strength · sum of w ∘ I_s / ‖w ∘ I_s‖₂, and 0 where nothing is selected. Call it
     once per optimizer step. The cost is that of the weights that can be selected, and memory does not grow with draws.
 
-    Of tensors whose shape has changed since the call before, as by surgery, w_old is w for one step.
+    Of tensors whose shape or device has changed since the call before, as by surgery, w_old is w for one step; values of a
+    sparse layer are told apart by their number alone, whichever connections they are. Every call draws, also without
+    gradients. The penalty has no second derivatives: asking for them is a ConfigError.
 
     Args:
         parameters: see `Penalty`; biases and norms are left out unless `vectors`.
@@ -99,7 +101,7 @@ class DynamicPrior(Penalty):
     def _pool(self, weights: dict[str, Tensor]) -> Pool:
         """Return the pool that draws from `weights`, and from those before where they are known and matter."""
         known = {
-            name: x
+            name: x.to(weights[name].dtype)
             for name, x in self._before.items()
             if name in weights and (x.shape, x.device) == (weights[name].shape, weights[name].device)
         }
@@ -135,27 +137,31 @@ class DynamicPrior(Penalty):
     def _remember(self, weights: dict[str, Tensor]) -> None:
         held = self._before
         for name, w in weights.items():
-            if name in held and held[name].shape == w.shape and held[name].dtype == w.dtype:
-                held[name].copy_(w)
+            old = held.get(name)
+            if old is not None and (old.shape, old.dtype, old.device) == (w.shape, w.dtype, w.device):
+                old.copy_(w)
             else:
                 held[name] = w.detach().clone()
         for name in held.keys() - weights.keys():
             del held[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the strength, the generator's state and the weights at the call before."""
-        state = super().state_dict()
-        return state | {
+        """Return the strength, the generator's state and the weights at the call before, those that the next one can use."""
+        weights = self.weights()
+        known = {n: x for n, x in self._before.items() if n in weights and x.shape == weights[n].shape}
+        return super().state_dict() | {
             "generator": self.generator.get_state(),
-            "before": {n: x.clone() for n, x in self._before.items()},
+            "before": {n: x.clone() for n, x in known.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load what `state_dict` gave, to draw on as if nothing had been between.
 
         Raises:
-            ConfigError: it is of other weights than these.
+            ConfigError: it is of other weights than these, or of another penalty; nothing is changed then.
         """
+        if missing := {"generator", "before"} - state.keys():
+            raise ConfigError(f"expected the state of a DynamicPrior, got one without {', '.join(sorted(missing))}")
         mine = {name: tuple(w.shape) for name, w in self.weights().items()}
         theirs = {name: tuple(x.shape) for name, x in state["before"].items()}
         other = [f"{name}: {shape}" for name, shape in theirs.items() if mine.get(name) != shape]
@@ -164,10 +170,12 @@ class DynamicPrior(Penalty):
                 f"the state is of other weights than these: it has {', '.join(other[:3])}, expected "
                 f"{', '.join(f'{name}: {shape}' for name, shape in [*mine.items()][:3])}; load the network's state first"
             )
+        device = self._device()
+        generator = torch.Generator(device).set_state(state["generator"].cpu())
         super().load_state_dict(state)
-        self.generator.set_state(state["generator"].cpu())
-        device = self.generator.device
-        self._before = {name: x.to(device, copy=True) for name, x in state["before"].items()}
+        self.generator = generator
+        past = state["before"] if self.sampling.remembers else {}
+        self._before = {name: x.to(device, copy=True) for name, x in past.items()}
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -181,13 +189,14 @@ class _Pressed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, index: Tensor | None, slope: Tensor, *weights: Tensor) -> Tensor:
-        ctx.index, ctx.slope, ctx.weights = index, slope, weights
+        ctx.index, ctx.slope = index, slope
+        ctx.save_for_backward(*weights)  # which tells that one was changed in between
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         found, start = [], 0
-        for weight, needed in zip(ctx.weights, ctx.needs_input_grad[3:], strict=True):
+        for weight, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[3:], strict=True):
             stop = start + weight.numel()
             if not needed:
                 found.append(None)

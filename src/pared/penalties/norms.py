@@ -1,5 +1,6 @@
 """Penalties whose form does not change while a network trains: L1, L2, the elastic net, Hoyer's square."""
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -48,8 +49,11 @@ class L2(Penalty):
 
     def __call__(self) -> Tensor:
         """Return the penalty, a scalar."""
-        size = torch.linalg.vector_norm(_norms(self.weights(), 2))
-        return self.strength * (size.square() if self.norm == "l2_squared" else size)
+        weights = self.weights()
+        if self.norm == "l2_squared":
+            return self.strength * _norms(weights, 2).square().sum()
+        most = _most(weights).max()
+        return self.strength * most * torch.linalg.vector_norm(_norms(weights, 2, most.expand(len(weights))))
 
 
 class ElasticNet(Penalty):
@@ -104,13 +108,27 @@ class HoyerSquare(Penalty):
 
     def __call__(self) -> Tensor:
         """Return the penalty, a scalar."""
-        sums, sizes = _norms(self.weights(), 1), _norms(self.weights(), 2)
+        weights = self.weights()
+        most = _most(weights)
+        if self.scope == "global":
+            most = most.max().expand(len(weights))
+        sums, sizes = _norms(weights, 1, most), _norms(weights, 2, most)
         if self.scope == "global":
             sums, sizes = sums.sum(0, keepdim=True), torch.linalg.vector_norm(sizes, keepdim=True)
         ratio = sums / sizes.masked_fill(sizes == 0.0, 1.0)
         return self.strength * ratio.square().sum()
 
 
-def _norms(weights: dict[str, Tensor], order: int) -> Tensor:
-    """Return the norm of each tensor, (tensors,); torch's gradient of it at 0 is 0."""
-    return torch.stack([torch.linalg.vector_norm(widened(w), order) for w in weights.values()])
+def _norms(weights: dict[str, Tensor], order: int, scale: Tensor | None = None) -> Tensor:
+    """Return the norm of each tensor, divided by its scale, (tensors,); torch's gradient of it at 0 is 0."""
+    tensors = [widened(w) for w in weights.values()]
+    if scale is not None:
+        tensors = [w / s for w, s in zip(tensors, scale.unbind(), strict=True)]
+    return torch.stack([torch.linalg.vector_norm(w, order) for w in tensors])
+
+
+@torch.no_grad()
+def _most(weights: dict[str, Tensor]) -> Tensor:
+    """Return the largest magnitude of each tensor, 1 where it is 0 or not finite, (tensors,): quotients have squares in range."""
+    most = torch.stack([torch.linalg.vector_norm(widened(w), math.inf) for w in weights.values()])
+    return most.masked_fill((most == 0.0) | ~most.isfinite(), 1.0)

@@ -21,10 +21,10 @@ def remove_dead(
 ) -> dict[str, tuple[int, ...]]:
     """Remove every unit that the zeros among the weights have cut off, and return which, by space; the graph stays true.
 
-    A unit goes if all weights that lead to it are 0, or all that read it, or a norm's or switch's weight of it, and if
-    what it says to others is nothing or a constant that can be folded into their biases; as that may cut off others, it is
-    looked again until there are none. What the network computes in evaluation stays as it is. At least one unit of each
-    space stays. Entries returned are numbers as they were when the graph was made. `optimizer` and `ema` follow, as
+    A unit goes if some parameter has nothing but zeros of it (weights that lead to it or read it, a norm's or switch's factor)
+    and what it says to others is nothing, or a constant that can be folded into their biases; as that may cut off others, it
+    is looked again until there are none. What the network computes in evaluation stays as it is. At least one unit of
+    each space stays. Entries returned are numbers as they were when the graph was made. `optimizer` and `ema` follow, as
     in `pared.remove`.
 
     Raises:
@@ -47,26 +47,15 @@ def remove_dead(
 
 
 def _candidates(graph: Graph, model: nn.Module, space: Space) -> list[int]:
-    """Return the entries of a space that zeros may have cut off."""
+    """Return the entries of a space that zeros may have cut off: those of which a parameter has nothing but zeros."""
     dead = torch.zeros(space.size, dtype=torch.bool)
-    leading, reading = torch.ones_like(dead), torch.ones_like(dead)
-    read = led = False
-    for axis, zeros in _zeros(graph, model, space):
-        if axis is None:
-            dead |= zeros
-        elif axis == 0:
-            leading, led = leading & zeros, True
-        else:
-            reading, read = reading & zeros, True
-    if led:
-        dead |= leading
-    if read:
-        dead |= reading
+    for zeros in _zeros(graph, model, space):
+        dead |= zeros
     return dead.nonzero().flatten().tolist()
 
 
-def _zeros(graph: Graph, model: nn.Module, space: Space) -> Iterator[tuple[int | None, Tensor]]:
-    """Yield, of each parameter that a space is an axis of, where it is 0: (units,); the axis is None for vectors but biases."""
+def _zeros(graph: Graph, model: nn.Module, space: Space) -> Iterator[Tensor]:
+    """Yield, of each parameter but biases that a space is an axis of, where it is 0: (units,)."""
     held = tensors(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for slot in space.slots:
@@ -79,22 +68,23 @@ def _zeros(graph: Graph, model: nn.Module, space: Space) -> Iterator[tuple[int |
         dim = value.dims[slot.axis]
         if len(zero) != space.size:
             zero = torch.stack([zero[positions(dim, {space.dim: [entry]})].all() for entry in range(space.size)])
-        yield (None if weight.ndim < 2 else slot.axis), zero
+        yield zero
 
 
 def _removable(
     graph: Graph, model: nn.Module, space: Space, entries: Sequence[int], taken: Sequence[int] = ()
 ) -> list[int]:
-    """Return `taken` and those of `entries` that can be removed with it and change nothing, tried by halves."""
-    entries = entries[: space.size - 1 - len(taken)]
-    if not entries:
+    """Return `taken` and those of `entries` that can be removed with it and change nothing, tried by halves; one stays."""
+    keep = sorted({*range(space.size)} - {*taken, *entries})
+    if entries and keep:
+        try:
+            make_plan(graph, model, {space.name: keep})
+        except SurgeryError:
+            pass
+        else:
+            return [*taken, *entries]
+    if len(entries) < 2:
         return list(taken)
-    try:
-        make_plan(graph, model, {space.name: sorted({*range(space.size)} - {*taken, *entries})})
-    except SurgeryError:
-        if len(entries) == 1:
-            return list(taken)
-        half = len(entries) // 2
-        first = _removable(graph, model, space, entries[:half], taken)
-        return _removable(graph, model, space, entries[half:], first)
-    return [*taken, *entries]
+    half = len(entries) // 2
+    first = _removable(graph, model, space, entries[:half], taken)
+    return _removable(graph, model, space, entries[half:], first)

@@ -110,7 +110,8 @@ def over_training(name: str, found: list[dict[str, Any]]) -> Page:
         for r in [one for strength in chosen for one in group[strength] if one["seed"] == min(plain)]:
             add = partial(_add, lines, f"{kind} · {r['strength']:g}" if kind != "none" else kind, place)
             each = r["rows"] // BATCH
-            steps = [i * EVERY for i in range(1, len(r["steps"]) + 1)]
+            per = each // EVERY  # records of an epoch; what is left of it is none
+            steps = [i // per * each + (i % per + 1) * EVERY for i in range(len(r["steps"]))]
             at = partial(zip, steps, strict=True)
             add("loss", at(one["loss"] for one in r["steps"]))
             add("accuracy", ((each * (i + 1), one["test"]) for i, one in enumerate(r["epochs"])))

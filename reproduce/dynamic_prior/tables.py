@@ -246,7 +246,8 @@ def mine(options: argparse.Namespace) -> list[dict[str, Any]]:
 def table(options: argparse.Namespace) -> None:
     """Print, of each set and penalty, each strength, and say which is matched and which the best."""
     found = mine(options)
-    print(f"{'set':<22}{'penalty':<10}{'strength':>9}{'runs':>5}  {'lost':<14}{'test':<14}", end="")
+    wide = 2 + max((len(r["set"]) for r in found), default=3)
+    print(f"{'set':<{wide}}{'penalty':<10}{'strength':>9}{'runs':>5}  {'lost':<14}{'test':<14}", end="")
     print(*(f"{f'|w| > {t:g}, %':<16}{f'w > {t:g}, %':<16}" for t in THRESHOLDS), "magnitude      paper")
     for name in dict.fromkeys(r["set"] for r in found):
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in found if r["set"] == name and r["penalty"] == "none"}
@@ -261,7 +262,7 @@ def table(options: argparse.Namespace) -> None:
             if kept:
                 matched[kind] = {r["seed"]: r["epochs"][-1]["test"] for r in group[kept[0]]}
             for strength, same in sorted(group.items()):
-                print(f"{name:<22}{kind:<10}{strength:>9g}{len(same):>5}", end="  ")
+                print(f"{name:<{wide}}{kind:<10}{strength:>9g}{len(same):>5}", end="  ")
                 gaps = [plain[r["seed"]] - r["epochs"][-1]["validation"] for r in same if r["seed"] in plain]
                 print(f"{interval(gaps) if gaps else '-':<14}", end="")
                 print(f"{interval([r['epochs'][-1]['test'] for r in same]):<14}", end="")
@@ -274,7 +275,7 @@ def table(options: argparse.Namespace) -> None:
                 )
         for one, other in combinations(matched, 2):
             gaps = [matched[one][seed] - matched[other][seed] for seed in plain]
-            print(f"{name:<22}test accuracy, matched, {one} less {other}: {interval(gaps)}")
+            print(f"{name:<{wide}}test accuracy, matched, {one} less {other}: {interval(gaps)}")
 
 
 def marked(group: dict[float, list[dict[str, Any]]], plain: dict[int, float]) -> dict[float, list[str]]:

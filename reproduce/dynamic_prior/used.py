@@ -137,6 +137,8 @@ def runs(options: argparse.Namespace) -> Runs:
     for name in dict.fromkeys(r["set"] for r in found):
         mine = [r for r in found if r["set"] == name]
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in mine if r["penalty"] == "none"}
+        if not plain:
+            raise SystemExit(f"{options.tables} has no run of {name} without a penalty; let tables.py make one first")
         for r in mine:
             same = [s for s in mine if (titled(s), s["strength"]) == (titled(r), r["strength"])]
             gaps = [plain[s["seed"]] - s["epochs"][-1]["validation"] for s in same if s["seed"] in plain]
@@ -154,10 +156,9 @@ def table(options: argparse.Namespace) -> None:
     """Print what is left of each penalty's networks, of the strength that leaves the fewest parameters."""
     took = {one["of"]: one for one in results(options, "*-times.json")}
     found = [one for one in results(options) if "of" not in one]
-    print(
-        f"{'set':<22}{'penalty':<15}{'strength':>9}{'runs':>5}  {'pruned':<8}{'params left, %':<16}{'test was':<15}{'test':<15}",
-        end="",
-    )
+    wide = 2 + max((len(r["set"]) for r in found), default=3)
+    print(f"{'set':<{wide}}{'penalty':<15}{'strength':>9}{'runs':>5}  {'pruned':<8}{'params left, %':<16}", end="")
+    print(f"{'test was':<15}{'test':<15}", end="")
     print("".join(f"{f'times as fast, {batch}':<19}{'sparse':<8}" for batch in BATCHES), "widths")
     for name in dict.fromkeys(r["set"] for r in found):
         for way in WAYS:
@@ -170,7 +171,7 @@ def table(options: argparse.Namespace) -> None:
                     continue
                 strength = min(group, key=lambda s: statistics.mean(r[way]["params"] for r in group[s]))
                 same = group[strength]
-                print(f"{name:<22}{kind:<15}{strength:>9g}{len(same):>5}  {way:<8}", end="")
+                print(f"{name:<{wide}}{kind:<15}{strength:>9g}{len(same):>5}  {way:<8}", end="")
                 print(f"{interval([100.0 * r[way]['params'] / r['params'] for r in same]):<16}", end="")
                 print(
                     f"{interval([r['test'] for r in same]):<15}{interval([r[way]['test'] for r in same]):<15}", end=""

@@ -245,6 +245,18 @@ def test_half_precision_keeps_to_the_bound_and_the_type(dtype: torch.dtype) -> N
     assert ProjectedCrossEntropy(0.3)(x, share).dtype == F.cross_entropy(x, share).dtype == torch.float32
 
 
+@pytest.mark.parametrize("weight", [None, torch.ones(3)])
+def test_states_of_cross_entropy_load(weight: Tensor | None) -> None:
+    plain = nn.ModuleDict({"net": nn.Linear(2, 3), "loss": nn.CrossEntropyLoss(weight)})
+    ours = nn.ModuleDict({"net": nn.Linear(2, 3), "loss": ProjectedCrossEntropy(weight=weight, seed=4)})
+    ours.load_state_dict(plain.state_dict())
+    assert torch.equal(ours.get_parameter("net.weight"), plain.get_parameter("net.weight"))
+    state = plain.state_dict()
+    del state["net.weight"]
+    with pytest.raises(RuntimeError, match=r"net\.weight"):
+        ours.load_state_dict(state)
+
+
 def test_targets_and_weights_are_checked_as_torch_does() -> None:
     x, y = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
     loss = ProjectedCrossEntropy(0.4, 1)

@@ -1,7 +1,7 @@
 """Cross-entropy over a few of the classes, those that the network answers with most strongly."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
         prior: "signed"; "magnitude", u |logit|; "printed", -u · logit of equation 4; "uniform", u.
         reading: "restricted"; or "counted": softmax over all classes, of the draws in which the target was selected, by
             which a mean is divided.
-        seed: of the generator, the loss's own; its state is part of `state_dict`.
+        seed: of the generator, the loss's own; its state is part of `state_dict`. States of `nn.CrossEntropyLoss` load, too.
 
     Raises:
         ConfigError: an option is out of range, targets do not fit, or probabilities with reading "counted".
@@ -87,6 +87,22 @@ class ProjectedCrossEntropy(nn.CrossEntropyLoss):
     def set_extra_state(self, state: Tensor) -> None:
         """Set the generator's state."""
         self.generator.set_state(state.cpu())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load a state, also one of `nn.CrossEntropyLoss`, which has no generator: the draws go on then."""
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        missing_keys[:] = [key for key in missing_keys if key != f"{prefix}_extra_state"]
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the loss: a scalar, or of the targets' shape without a reduction."""

@@ -250,6 +250,7 @@ def table(options: argparse.Namespace) -> None:
     print(f"{'set':<{wide}}{'penalty':<10}{'strength':>9}{'runs':>5}  {'lost':<14}{'test':<14}", end="")
     print(*(f"{f'|w| > {t:g}, %':<16}{f'w > {t:g}, %':<16}" for t in THRESHOLDS), "magnitude      paper")
     for name in dict.fromkeys(r["set"] for r in found):
+        paper = PAPER.get(" ".join(name.split()[:2]).replace("small-", ""), {})  # of all rows and whole widths
         plain = {r["seed"]: r["epochs"][-1]["validation"] for r in found if r["set"] == name and r["penalty"] == "none"}
         matched: dict[str, dict[int, float]] = {}
         for kind in STRENGTHS:
@@ -270,9 +271,7 @@ def table(options: argparse.Namespace) -> None:
                     for which in ("density", "density_printed"):
                         print(f"{interval([100.0 * r['weights'][f'{threshold:g}'][which] for r in same]):<16}", end="")
                 print(f"{interval([r['weights'][f'{THRESHOLDS[0]:g}']['magnitude'] for r in same]):<15}", end="")
-                print(
-                    f"{PAPER.get(name.replace('small-', ''), {}).get(kind, '-'):<15}{' '.join(marks.get(strength, []))}"
-                )
+                print(f"{paper.get(kind, '-'):<15}{' '.join(marks.get(strength, []))}")
         for one, other in combinations(matched, 2):
             gaps = [matched[one][seed] - matched[other][seed] for seed in plain]
             print(f"{name:<{wide}}test accuracy, matched, {one} less {other}: {interval(gaps)}")

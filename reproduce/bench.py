@@ -135,11 +135,10 @@ def run_missing(runs: Runs, options: argparse.Namespace) -> None:
 def _begin(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    keep_memory()
 
 
 def keep_memory() -> None:
-    """Have glibc keep the memory of large tensors between steps: fetching it anew is up to a third of a small network's step."""
+    """Have glibc keep the memory of large tensors between steps, so that it is not fetched anew; not where memory is measured."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: no block is mapped by itself

@@ -2,7 +2,7 @@
 
     python reproduce/dynamic_prior/tables.py --data DIR                     # MNIST and Fashion-MNIST, 5 seeds: 5 hours on a core
     python reproduce/dynamic_prior/tables.py --data DIR --sets mnist --penalties none,proposed --seeds 0 --budget 60
-    python reproduce/dynamic_prior/tables.py --data DIR --sets cifar10 --network small-vgg --rows 10000 --epochs 10 --decay
+    python reproduce/dynamic_prior/tables.py --data DIR --sets cifar10 --network small-vgg --rows 10000 --epochs 6 --decay
     python reproduce/dynamic_prior/tables.py --data DIR --rows 2000 --epochs 1 --strengths 1e-4 --out /tmp/smoke
     python reproduce/dynamic_prior/tables.py --only table                     # what is there so far
 
@@ -40,7 +40,7 @@ from pared.models import mlp, resnet, senet, two_layer_cnn, vgg
 from pared.penalties import L1, L2, DynamicPrior, HoyerSquare, Penalty
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import Runs, accuracy, arguments, interval, read_images, reproduce, results
+from bench import Runs, accuracy, arguments, interval, keep_memory, read_images, reproduce, results
 
 BATCH, RATE, HELD_OUT, DRAWS, MOMENTUM = 32, 1e-3, 5000, 10, 0.9
 LOSS, HOPELESS, EVERY, EPOCHS, DENSITY = 0.2, 0.4, 100, 5, 0.01
@@ -307,6 +307,7 @@ def main() -> int:
     parser.add_argument("--decay", action="store_true", help="the rate falls to 0 by a line; constant")
     parser.add_argument("--rows", type=int, help="training images, of which some are for validation; all")
     parser.add_argument("--device", default="cpu")
+    keep_memory()
     return reproduce(parser, runs, table)
 
 

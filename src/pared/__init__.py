@@ -11,6 +11,12 @@ from pared._version import __version__
 if TYPE_CHECKING:
     from pared.by_class import train_by_class as train_by_class
     from pared.configuration import show_config as show_config
+    from pared.errors import ConfigError as ConfigError
+    from pared.errors import DataError as DataError
+    from pared.errors import ParedError as ParedError
+    from pared.errors import RunError as RunError
+    from pared.errors import SurgeryError as SurgeryError
+    from pared.errors import TrainingError as TrainingError
     from pared.estimators import ParedClassifier as ParedClassifier
     from pared.estimators import ParedRegressor as ParedRegressor
     from pared.fitting import fit as fit
@@ -38,15 +44,21 @@ if TYPE_CHECKING:
 
 #: Where each public name lives.
 _PUBLIC = {
+    "ConfigError": "pared.errors",
+    "DataError": "pared.errors",
     "GroupLasso": "pared.methods",
     "L0": "pared.methods",
     "ParedClassifier": "pared.estimators",
+    "ParedError": "pared.errors",
     "ParedRegressor": "pared.estimators",
     "Prune": "pared.methods",
     "Run": "pared.run",
+    "RunError": "pared.errors",
     "Settings": "pared.train.settings",
     "Shrink": "pared.methods",
     "Slimming": "pared.methods",
+    "SurgeryError": "pared.errors",
+    "TrainingError": "pared.errors",
     "add_switches": "pared.methods",
     "declare": "pared.surgery",
     "export": "pared.formats.program",
@@ -68,14 +80,20 @@ _PUBLIC = {
 
 __all__ = [
     "L0",
+    "ConfigError",
+    "DataError",
     "GroupLasso",
     "ParedClassifier",
+    "ParedError",
     "ParedRegressor",
     "Prune",
     "Run",
+    "RunError",
     "Settings",
     "Shrink",
     "Slimming",
+    "SurgeryError",
+    "TrainingError",
     "__version__",
     "add_switches",
     "declare",

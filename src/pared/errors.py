@@ -19,3 +19,7 @@ class RunError(ParedError, RuntimeError):
 
 class SurgeryError(ParedError, RuntimeError):
     """A removal is not understood or not exact; nothing was changed."""
+
+
+class TrainingError(ParedError, RuntimeError):
+    """Training cannot go on: a loss, a gradient or a weight is not finite."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -23,6 +23,7 @@ from pared.train.learner import learn_front
 from pared.train.loop import batches
 from pared.train.point import Point, candidates, front
 from pared.train.settings import Settings
+from pared.train.tuning import one_cycle, refit, tune
 
 QUICK = Settings(hidden=(12, 10), epochs=14, batch_size=32, lr=0.02, strength=(1e-3, 0.3), fine_tune=2)
 
@@ -302,3 +303,36 @@ def test_run_folders_are_claimed_once(tmp_path: Path) -> None:
     (tmp_path / "run/metrics.jsonl").write_text('{"bad\n{"a": 1}\n')
     with pytest.raises(RunError, match="line 1 is damaged"):
         read_lines(tmp_path / "run/metrics.jsonl")
+
+
+@given(st.integers(1, 400))
+@example(9)  # of which the rise of a tenth has no length
+def test_the_last_fits_rate_rises_to_its_peak_and_falls_to_nothing(steps: int) -> None:
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1e-3, fused=False)
+    schedule, rates = one_cycle(optimizer, 2.0, steps), []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert all(0.0 < rate <= 2.0 for rate in rates)
+    assert max(rates) > 1.0
+    assert optimizer.param_groups[0]["lr"] < 1e-3
+    top = rates.index(max(rates))
+    assert top <= max(1, 0.1 * steps)
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(20, 260), epochs=st.integers(1, 20))
+@example(rows=120, epochs=5)
+@example(rows=240, epochs=5)
+@example(rows=70, epochs=15)
+def test_every_number_of_rows_and_epochs_ends_in_points(rows: int, epochs: int) -> None:
+    """The last fits alone, on training rows and on these and the validation rows: shrinking would only cost time."""
+    x, y = task(rows=rows)
+    held = rows - rows // 5
+    few = Settings(hidden=(2,), epochs=epochs)
+    one = Context(Arrays(x[:held], y[:held]), Arrays(x[held:], y[held:]), 2, few, accuracy, 0.5)
+    start = Point(nn.Sequential(nn.Linear(x.shape[1], 2)), torch.arange(x.shape[1]), 0.0, 9.9, 0, 0.0)
+    points = list(tune(one, [start]))
+    assert len(list(refit(one, points, [start], Arrays(x, y)))) == 1

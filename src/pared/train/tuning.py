@@ -4,8 +4,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from pared.train.arrays import Arrays, predict
 from pared.train.checkpoint import generator_for
@@ -72,8 +73,16 @@ def _cycle(context: Context, point: Point, data: Arrays, stream: int) -> Iterato
     model = copy.deepcopy(point.model).to(settings.device)
     optimizer = adam(model, lr=settings.lr, weight_decay=settings.weight_decay)
     size = context.batch_size
-    steps = settings.fine_tune * max(1, len(data) // size) + 1
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * settings.lr, total_steps=steps, pct_start=0.1)
+    cycle = one_cycle(optimizer, 2 * settings.lr, settings.fine_tune * max(1, len(data) // size))
     for epoch in range(1, settings.fine_tune + 1):
         train_epoch(model, optimizer, data, batch_size=size, generator=generator, after_step=cycle.step)
         yield epoch, model
+
+
+def one_cycle(optimizer: Optimizer, peak: float, steps: int) -> OneCycleLR:
+    """Return the schedule of a last fit of `steps` steps >= 1: up to the rate `peak` in a tenth of them, then down to about 0.
+
+    A run whose tenth is not more than one step has no rise: torch's schedule divides by its length.
+    """
+    rise = 0.1 if steps >= 10 else 0.0
+    return OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=rise)

@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from pared.data.problem import Part
+from pared.data.task import Task
 from pared.errors import ConfigError
-from pared.measure.judge import choose
+from pared.measure.judge import Judge, choose
 from pared.measure.latency import latency_us, model_latency_us, threads
 from pared.measure.metrics import METRICS, resolve_metric, score_all
 from pared.measure.size import macs, parameters, stored_bytes
@@ -77,6 +79,29 @@ def test_bootstrap_covers_the_mean_of_normal_rows() -> None:
         covered += low <= 0 <= high
     assert covered >= 51
     assert all(np.isnan(bootstrap_interval(lambda i: float("nan"), 5, seed=0, resamples=3)))
+
+
+def _interval(metric: str, labels: list[int], right: list[bool], w: list[float] | None = None) -> tuple[float, float]:
+    y = np.array(labels)
+    outputs = np.where(np.array(right)[:, None], 1.0, -1.0) * np.where(np.arange(2) == y[:, None], 5.0, -5.0)
+    part = Part(np.zeros((len(y), 1), np.float32), y, None if w is None else np.array(w, np.float32))
+    task = Task("classification", ("y",), ("no", "yes"))
+    return Judge(task, METRICS[metric]).interval(outputs.astype(np.float32), part, seed=0)
+
+
+def test_no_number_of_right_answers_is_certain() -> None:
+    labels = [0] * 24 + [1] * 12
+    assert _interval("accuracy", labels, [True] * 36) == pytest.approx((0.9026, 1.0), abs=1e-4)  # R: binom.test(36, 36)
+    assert _interval("accuracy", labels, [False] * 36) == pytest.approx((0.0, 0.0974), abs=1e-4)
+    one_wrong = [True] * 35 + [False]
+    assert _interval("accuracy", labels, one_wrong) == pytest.approx((0.8547, 0.9993), abs=1e-4)
+    assert _interval("accuracy", labels, one_wrong, [2.0] * 36) == pytest.approx((0.8547, 0.9993), abs=1e-4)
+    heavy = _interval("accuracy", labels, [True] * 36, [100.0] * 2 + [1e-3] * 34)  # of two rows, in effect
+    assert heavy == pytest.approx((0.1581, 1.0), abs=1e-3)
+    for metric in ("balanced_accuracy", "f1", "roc_auc"):
+        assert _interval(metric, labels, [True] * 36) == pytest.approx((0.7354, 1.0), abs=1e-4)  # 12 of 12
+    low, high = _interval("balanced_accuracy", labels, [True, False] * 18)
+    assert 0.3 < low < 0.5 < high < 0.7
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))

@@ -11,9 +11,18 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as oracle
 from statsmodels.stats.descriptivestats import sign_test as sign_oracle
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from pared.errors import ConfigError
-from pared.measure.statistics import holm, mcnemar, ranks, sign_test, signed_rank_test, specialised
+from pared.measure.statistics import (
+    holm,
+    mcnemar,
+    ranks,
+    share_interval,
+    sign_test,
+    signed_rank_test,
+    specialised,
+)
 
 
 def p_value(table: Any, *, exact: bool) -> float:
@@ -35,6 +44,18 @@ def test_mcnemar_is_that_of_statsmodels(both: int, first: int, second: int, none
         assert mcnemar(one, other) == mcnemar(one, other, exact=False) == 1.0
     with pytest.raises(ConfigError, match="same samples"):
         mcnemar(one, np.append(other, True))
+
+
+@given(st.integers(1, 400), st.floats(0.0, 1.0))
+def test_the_interval_of_a_share_is_that_of_statsmodels(trials: int, part: float) -> None:
+    hits = round(part * trials)
+    expected: Any = proportion_confint(hits, trials, method="beta")
+    low, high = share_interval(hits / trials, trials)
+    assert (low, high) == pytest.approx(expected, abs=1e-9)
+    assert low < high
+    assert share_interval(1.0, 0.0) == (0.0, 1.0)  # no trials, nothing known
+    with pytest.raises(ConfigError, match="share"):
+        share_interval(1.1, 3.0)
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=30).map(lambda numbers: np.array(numbers, dtype=float)))

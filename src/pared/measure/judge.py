@@ -12,7 +12,7 @@ from pared.data.task import Task
 from pared.measure.latency import model_latency_us
 from pared.measure.metrics import Metric, score_all
 from pared.measure.size import macs, parameters, stored_bytes
-from pared.measure.statistics import bootstrap_interval
+from pared.measure.statistics import bootstrap_interval, share_interval
 from pared.train.arrays import Arrays, predict
 from pared.train.point import Point
 from pared.train.settings import Settings
@@ -53,15 +53,27 @@ class Judge:
         return score_all(self.task.kind, *self.answers(outputs, part.y), part.w)
 
     def interval(self, outputs: np.ndarray, part: Part, seed: int, resamples: int = 300) -> tuple[float, float]:
-        """Return the 95 % bootstrap interval of the metric on `part`."""
+        """Return the 95 % interval of the metric on `part`: exact for accuracy, by bootstrap for other metrics.
+
+        A classification's figure that is the same in every resample, as a perfect one, has the exact interval of such a
+        share of the rarest class: resampling rows that are all alike says nothing.
+        """
         targets, predictions, probabilities = self.answers(outputs, part.y)
+        if self.metric.name == "accuracy" and len(part):
+            weights = np.ones(len(part)) if part.w is None else part.w.astype(np.float64)
+            share = float(np.average(targets == predictions, weights=weights))
+            return share_interval(min(share, 1.0), float(weights.sum() ** 2 / (weights**2).sum()))
 
         def figure(rows: np.ndarray) -> float:
             chosen = None if probabilities is None else probabilities[rows]
             weights = None if part.w is None else part.w[rows]
             return self.metric.function(targets[rows], predictions[rows], chosen, weights)
 
-        return bootstrap_interval(figure, len(part), seed=seed, resamples=resamples)
+        low, high = bootstrap_interval(figure, len(part), seed=seed, resamples=resamples)
+        if low == high and self.task.kind == "classification" and self.metric.points:
+            rarest = np.unique(targets, return_counts=True)[1].min()
+            low, high = share_interval(low, float(rarest))
+        return low, high
 
 
 def softmax(outputs: np.ndarray) -> np.ndarray:

@@ -29,6 +29,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def share_interval(share: float, trials: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a share seen in `trials` trials (Clopper and Pearson 1934); it covers at least `level`.
+
+    Of weighted rows, `share` is the weighted one and `trials` their effective number, (Σw)² / Σw², which need not be
+    whole (Korn and Graubard 1998).
+
+    Raises:
+        ConfigError: a share outside [0, 1], or fewer than no trials.
+    """
+    if not 0.0 <= share <= 1.0 or not trials >= 0.0:
+        raise ConfigError(f"expected a share in [0, 1] of at least 0 trials, got {share} and {trials}")
+    from scipy.special import betaincinv
+
+    hits, misses, tail = share * trials, (1.0 - share) * trials, (1.0 - level) / 2.0
+    low = float(betaincinv(hits, misses + 1.0, tail)) if hits > 0.0 else 0.0
+    high = float(betaincinv(hits + 1.0, misses, 1.0 - tail)) if misses > 0.0 else 1.0
+    return low, high
+
+
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray, *, exact: bool = True) -> float:
     """Return the two-sided p-value that two classifiers err alike on the same samples (McNemar 1947).
 

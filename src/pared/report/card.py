@@ -28,7 +28,7 @@ def render_card(run: RunRecord) -> str:
 
 {headline(run)}
 
-Test {run.metric.label}: {show(summary["chosen"]["test_score"])}, 95 % bootstrap interval {show(low)} to {show(high)}.
+Test {run.metric.label}: {show(summary["chosen"]["test_score"])}, 95 % interval {show(low)} to {show(high)}.
 
 | test metric | chosen point |
 |---|---|

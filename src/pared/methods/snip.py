@@ -39,8 +39,9 @@ class SNIP(WeightMethod):
         """Choose, at the first step."""
         if session.steps > 0 or self.sparsity == 0.0:
             return
+        session.check_alike()
         sizes = {name: connections.shape for name, connections in session.connections.items()}
-        saliency = {name: _saliency(connections) for name, connections in session.connections.items()}
+        saliency = {name: _saliency(connections, session) for name, connections in session.connections.items()}
         if self.scope == "network":
             together = torch.cat(list(saliency.values()))
             stay = max(1, round((1.0 - self.sparsity) * sum(map(math.prod, sizes.values()))))
@@ -57,10 +58,11 @@ class SNIP(WeightMethod):
             session.rewire(name, drop, drop[:0])
 
 
-def _saliency(connections: Connections) -> Tensor:
-    """Return |gradient · weight| of the living, (count,)."""
+def _saliency(connections: Connections, session: WeightSession) -> Tensor:
+    """Return |gradient · weight| of the living, (count,), by the mean gradient of all processes."""
     weight = connections.weight
-    felt = torch.zeros_like(weight) if weight.grad is None else (weight.grad * weight).abs()
+    grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.clone()
+    felt = (session.processes.mean_(grad) * weight).abs()
     return felt[connections.places(connections.live())]
 
 

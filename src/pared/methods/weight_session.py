@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pared.errors import ConfigError, RunError
 from pared.methods.session import Session, check_format
 from pared.nn.dense import dense
 from pared.nn.sparse_layer import SparseLayer
+from pared.ops.processes import Processes
 from pared.optim.base import SphereOptimizer
 from pared.sparsifying import sparsify
 from pared.surgery.trace import Example, evaluating
@@ -40,7 +39,9 @@ class Rewired:
 class WeightSession(Session):
     """A method that decides over single weights, bound to a model and its optimizer.
 
-    Dead weights are exactly 0 after every step, and have no gradient and no optimizer state. `connections` say who
+    Dead weights are exactly 0 after every step, have no gradient after any backward pass, and no optimizer state, so that
+    gradients are clipped and logged as those of a sparse network are; methods that look at the dead's keep them aside.
+    Gradients that a loop writes itself are held at the step. `connections` say who
     lives, by the weight's name; `events` say what changed, when, and `on_event` is called with each. `memory` is what a
     method remembers, (weight's shape) each; `generator` is where it draws from.
     """
@@ -66,8 +67,14 @@ class WeightSession(Session):
         for name, one in self.connections.items():
             self._carry(name, one.begin(), one.weight.shape)
             self._tell(name, one.live()[:0])
-            if isinstance(one, Compressed) and isinstance(model, DistributedDataParallel):
+            one.attach()
+            if self.processes.several:
                 one.reduce = self._mean
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that train the network together."""
+        return Processes.of(self.model)
 
     @property
     def sparsity(self) -> float:
@@ -120,15 +127,34 @@ class WeightSession(Session):
             connections.hold()
         self.method.press(self)
         if self.method.due(self, self.steps):
+            self.check_alike()
             self.method.update(self)
         for connections in self.connections.values():
             connections.forget_gradient()
         self.look_ahead()
 
+    def check_alike(self) -> None:
+        """Make sure, before a change, that all processes have the same weights, where no wrapper of torch's sees to it.
+
+        Raises:
+            RunError: they differ.
+        """
+        if self.processes.wrapped:
+            return
+        held = {name: connections.weight for name, connections in self.connections.items()}
+        name = self.processes.unlike(held | self.memory)
+        if name is not None:
+            raise RunError(
+                f"connections cannot change alike in {self.processes.size} processes: {name!r} differs between them at step "
+                f"{self.steps}; average gradients, as DistributedDataParallel does, or train a network that is a process's "
+                "own before init_process_group"
+            )
+
     def look_ahead(self) -> None:
         """Let connections keep what the next step's changes need, before its forward pass."""
-        if self._looks_next():
-            for connections in self.connections.values():
+        for connections in self.connections.values():
+            connections.attach()
+            if self._looks_next():
                 connections.watch()
 
     def _looks_next(self) -> bool:
@@ -170,15 +196,12 @@ class WeightSession(Session):
         finally:
             for name, weight in before.items():
                 self.connections[name].weight.copy_(weight)
-        if isinstance(self.model, DistributedDataParallel):
-            value = value.to(next(self.net.parameters()).device)
-            self._mean(value)
+        if self.processes.several:
+            value = self.processes.mean_(value.to(next(self.net.parameters()).device))
         return float(value)
 
     def _mean(self, value: Tensor) -> None:
-        assert isinstance(self.model, DistributedDataParallel)
-        dist.all_reduce(value, group=self.model.process_group)
-        value /= dist.get_world_size(self.model.process_group)
+        self.processes.mean_(value)
 
     @torch.no_grad()
     def _carry(self, name: str, carry: Carry, shape: torch.Size) -> None:
@@ -221,7 +244,7 @@ class WeightSession(Session):
         """Let go of model and optimizer: steps are not followed any more, and the model may be bound again."""
         super().detach()
         for connections in self.connections.values():
-            connections.forget_gradient()
+            connections.detach()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pared import surgery
@@ -16,6 +14,7 @@ from pared.methods.binding import check_optimizer, check_total
 from pared.methods.method import Method
 from pared.methods.weight_session import WeightSession, find_layers
 from pared.nn.sparse_layer import SparseLayer
+from pared.ops.processes import Processes
 from pared.optim.base import SphereOptimizer
 from pared.surgery import Example
 from pared.topology import Compressed, Distribution, Masked, spread
@@ -98,15 +97,18 @@ class WeightMethod(Method):
         whatever `sparsity` says, and stay sparse: nothing is ever as large as the whole weight, but for the gradients that
         a change looks at, which are made in blocks.
 
-        Which ones is drawn at random, the same in all processes of a `DistributedDataParallel`. Nothing is put into the
-        network, and its forward pass is not looked at: `example` and `steps_per_epoch` are not needed.
+        Which ones is drawn at random, the same in all processes. These are those of a `DistributedDataParallel`, else all of
+        the process group that was initialised, if there is one: the network may be wrapped later, all have to bind it, with
+        equal weights, and choose by the mean of their gradients. Nothing is put into the network, and its forward pass is
+        not looked at: `example` and `steps_per_epoch` are not needed.
 
         `loss` computes the loss of `model` on rows held out, a number, for methods that ask for it. It is called with the
-        network in evaluation mode and without gradients, in every process of a `DistributedDataParallel`, whose mean counts.
+        network in evaluation mode and without gradients, in every process, of which the mean counts.
         A copy of the session goes on asking the same function.
 
         Raises:
-            ConfigError: the optimizer is another network's, no weight can die, or the number of steps or a loss is missing.
+            ConfigError: the optimizer is another network's, no weight can die, the number of steps or a loss is missing, or
+                processes hold different weights.
             SurgeryError: the network is bound already, or the optimizer's step is not each weight's own.
         """
         del example, steps_per_epoch
@@ -131,12 +133,15 @@ class WeightMethod(Method):
             raise ConfigError(
                 f"{type(self).__name__} moves weights itself, off the sphere that the optimizer keeps them on"
             )
-        if isinstance(model, DistributedDataParallel) and len(masked) < len(weights) and not self.steady:
+        processes = Processes.of(model)
+        _check_alike(processes, net)
+        if (processes.wrapped or processes.several) and len(masked) < len(weights) and not self.steady:
             raise ConfigError(
                 f"{type(self).__name__} changes how many weights a layer has, and DistributedDataParallel holds on to the "
                 "size of sparse layers; use dense layers or another method"
             )
-        seed = _agreed(model, int(torch.randint(2**31, (), generator=generator)))
+        device = next(net.parameters()).device
+        seed = processes.first(int(torch.randint(2**31, (), generator=generator)), device)
         drawn = _draw(masked, spread({n: w.shape for n, w in masked.items()}, self.start, self.distribution), seed)
         connections = {n: drawn[n] if n in drawn else Compressed(layers[id(w)]) for n, w in weights.items()}
         session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1, loss=loss)
@@ -228,10 +233,11 @@ def _draw(weights: dict[str, nn.Parameter], zeros: dict[str, int], seed: int) ->
     return found
 
 
-def _agreed(model: nn.Module, seed: int) -> int:
-    """The seed of rank 0 for all."""
-    if not isinstance(model, DistributedDataParallel):
-        return seed
-    told = torch.tensor([seed], device=next(model.parameters()).device)
-    dist.broadcast(told, group=model.process_group, group_src=0)
-    return int(told)
+def _check_alike(processes: Processes, net: nn.Module) -> None:
+    name = None if processes.wrapped else processes.unlike(dict(net.named_parameters()))
+    if name is not None:
+        raise ConfigError(
+            f"{name!r} differs between the {processes.size} processes, which would then choose different connections; bind "
+            "the DistributedDataParallel, start all from the same weights, or bind networks that are a process's own before "
+            "init_process_group"
+        )

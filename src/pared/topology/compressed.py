@@ -58,6 +58,13 @@ class Compressed:
 
     # --- gradients ---
 
+    def attach(self) -> None:
+        """Do nothing: dead connections have no gradient."""
+
+    def detach(self) -> None:
+        """Forget what was kept."""
+        self.forget_gradient()
+
     def watch(self) -> None:
         """Keep what the next backward passes need for the gradients of dead connections."""
         self.layer.witness.start(self.weight)

@@ -15,8 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import pared
 from pared.errors import SurgeryError
+from pared.methods import GroupLasso
 from pared.surgery import Graph
 
+STOPS = (KeyboardInterrupt, MemoryError)
 STEPS, SURGERIES = 20, {5: [0, 3], 10: [1], 15: [0, 2, 4]}
 
 
@@ -127,12 +129,37 @@ class Rank:
         optimizer, self.optimizer = self.optimizer, torch.optim.LBFGS(self.wrapped.module.parameters())
         said["one rank cannot"] = self.refused([0], living="cut")
         self.optimizer = optimizer
+        own = [self.stopped(error, name) for error in STOPS for name in ("_commit_model", "commit_optimizer", "follow")]
+        with contextlib.suppress(SurgeryError):
+            GroupLasso().bind(self.wrapped.module, self.optimizer, rows(0)[0], steps_per_epoch=1)
+            own.append("bound")
         same = before == digest(self.wrapped.module, self.optimizer)
         kill(self.wrapped.module, [0])
         self.remove([0])
         self.backward(2)
         self.optimizer.step()
-        return {"said": said, "same": same, "digest": digest(self.wrapped.module, self.optimizer)}
+        return {"said": said, "same": same, "digest": digest(self.wrapped.module, self.optimizer), "own": own}
+
+    def stopped(self, error: type[BaseException], name: str) -> str:
+        """What a removal says that stops on rank 1 in a function of this name, while it changes things."""
+
+        def trace(frame: Any, event: str, argument: Any) -> Any:
+            ours = frame.f_code.co_name == name and "surgery" in frame.f_code.co_filename
+            if ours and event == "line" and frame.f_lineno > frame.f_code.co_firstlineno + 4:
+                raise error
+            return trace
+
+        size, widths = self.graph.find("0").size, [p.shape for p in self.wrapped.module.parameters()]
+        old = sys.gettrace()
+        sys.settrace(trace if self.rank == 1 else None)
+        try:
+            return self.refused([0], living="cut")
+        except BaseException as stopped:
+            return type(stopped).__name__
+        finally:
+            sys.settrace(old)
+            assert self.graph.find("0").size == size
+            assert [p.shape for p in self.wrapped.module.parameters()] == widths
 
     def refused(self, gone: list[int], **more: Any) -> str:
         try:

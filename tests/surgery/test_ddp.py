@@ -47,7 +47,12 @@ def test_twenty_steps_across_three_surgeries(tmp_path: Path) -> None:
 
 def test_all_ranks_refuse_alike_and_nothing_is_lost(tmp_path: Path) -> None:
     first, second = two_ranks(tmp_path, "refusals")
+    stopped, own = first.pop("own"), second.pop("own")
     assert first == second
+    assert len(stopped) == len(own) == 6  # of those that were bound to the network inside of the wrapper none was
+    assert all("rank 1 failed to change its part: " in text for text in stopped)
+    assert own[:3] == ["KeyboardInterrupt"] * 3
+    assert own[3:] == stopped[3:]
     assert first["same"]
     said = first["said"]
     assert "entry 0 of '0' is alive" in said["alive"]

@@ -14,6 +14,7 @@ from pared.methods.parts import Parts
 from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.unit_session import UnitSession, updates_per_removal
+from pared.ops.processes import Processes
 from pared.surgery import Example
 
 
@@ -84,7 +85,8 @@ class UnitMethod(Method):
             generator: where random factors and gates are drawn from.
 
         Raises:
-            SurgeryError: the network is not understood, or nothing in it can be removed; nothing was changed.
+            SurgeryError: the network is not understood, nothing in it can be removed, or a process group of several
+                processes was initialised; nothing was changed.
             ConfigError: a scheduler exists already, the optimizer is another network's, or a number of steps is missing.
         """
         every = updates_per_removal(self.every, steps_per_epoch)
@@ -97,6 +99,7 @@ class UnitMethod(Method):
                 f"{type(self).__name__} removes units while it trains, and {type(model).__name__} holds on to the parameters "
                 "it was made with; bind the bare network, train it in one process, and wrap what realize() returns"
             ) from None
+        _refuse_several(type(self).__name__)
         check_bindable(net, optimizer)
         return UnitSession(
             model,
@@ -117,3 +120,14 @@ class UnitMethod(Method):
         Raises:
             SurgeryError: as in `bind`; nothing was changed.
         """
+
+
+def _refuse_several(name: str) -> None:
+    """Refuse any process group: a bare network may be inside of a wrapper, or be wrapped later."""
+    processes = Processes.of()
+    if processes.several:
+        raise SurgeryError(
+            f"{name} removes units while it trains, by what one process sees, and a process group of {processes.size} was "
+            "initialised, whose ranks would remove different units; train in one process, or before init_process_group, and "
+            "wrap what realize() returns; pared.remove_ddp removes on all ranks alike"
+        )

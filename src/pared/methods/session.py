@@ -56,6 +56,7 @@ class Session(ABC):
         before, after = optimizer.register_step_pre_hook(self._on_step), self._on_stepped
         self._handles = before, optimizer.register_step_post_hook(after)
 
+    @surgery.keeps_mode
     def _on_step(self, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         self._left_out = not self._unscaled()
         if self._left_out:
@@ -73,6 +74,7 @@ class Session(ABC):
 
         return (args[0], closed), {key: value for key, value in kwargs.items() if key != "closure"}
 
+    @surgery.keeps_mode
     def _on_stepped(self, *_: object) -> None:
         if not self._left_out:
             self.steps += 1

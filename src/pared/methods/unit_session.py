@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,6 +145,7 @@ class UnitSession(Session):
         """The factors of named selectors under the names of their spaces."""
         return {self.graph.at(self.slots[name].tensor, self.slots[name].axis).name: keep[name] for name in keep}
 
+    @surgery.keeps_mode
     def remove(self) -> None:
         """Remove every dead channel now, in one transaction over model, optimizer and averaged copies."""
         if self.components is not None:
@@ -158,12 +160,15 @@ class UnitSession(Session):
         channels = {
             name: (self.selectors[name].channels, self.selectors[name].live_channels().tolist()) for name in keep
         }
-        before = {name for name, _ in self.net.named_parameters()}
-        plan = self._apply(keep)
-        self.created += [item.bias for item in plan.constants if item.bias not in before]
-        for name, (size, live) in channels.items():
-            dead = tuple(sorted(set(range(size)) - set(live)))
-            self.tell(Event(self.steps, self.titles[name], len(dead), len(live), dead))
+        before, told = {name for name, _ in self.net.named_parameters()}, len(self.events)
+        with surgery.Whole() as undo:
+            plan = self._apply(keep, undo)
+            self.created += [item.bias for item in plan.constants if item.bias not in before]
+            for name, (size, live) in channels.items():
+                dead = tuple(sorted(set(range(size)) - set(live)))
+                self.events.append(Event(self.steps, self.titles[name], len(dead), len(live), dead))
+        for event in self.events[told:]:
+            self.on_event(event)
 
     def tell(self, event: Event) -> None:
         """Note what was removed."""
@@ -177,17 +182,24 @@ class UnitSession(Session):
         self.weights, self.params = self.costs.weights(self.slots), self._count()
 
     def _apply(
-        self, keep: Mapping[str, Sequence[int]], created: Sequence[str] = (), living: surgery.Living = "refuse"
+        self,
+        keep: Mapping[str, Sequence[int]],
+        undo: list[surgery.Undo],
+        created: Sequence[str] = (),
+        living: surgery.Living = "refuse",
     ) -> surgery.Plan:
         """Keep the factors `keep` of each named switch only, in model, optimizer, averaged copies and graph.
 
-        Biases `created` by an earlier removal are made again, empty and in the same order, which is the optimizer's.
+        How to take it back is appended to `undo`. Biases `created` by an earlier removal are made again, empty and in the
+        same order, which is the optimizer's.
         """
         spaces = self._spaces(keep)
         plan = surgery.make_plan(self.graph, self.net, spaces, living=living)
         empty = tuple(surgery.Constant(f"{name.removesuffix('bias')}weight", name, (), ()) for name in created)
         plan = replace(plan, constants=plan.constants + empty)
-        surgery.apply(plan, self.model, optimizer=self.optimizer, ema=self.followers)
+        commit = surgery.prepare(plan, self.model, optimizer=self.optimizer, ema=self.followers)
+        undo += [surgery.remember(self.graph), *self._fields()]
+        commit(undo)
         self.graph.follow(spaces, ((item.bias, item.weight) for item in plan.constants))
         for name, factors in keep.items():
             self.kept[name] = [self.kept[name][factor] for factor in factors]
@@ -197,7 +209,17 @@ class UnitSession(Session):
         self.recount()
         return plan
 
-    @torch.inference_mode(False)
+    def _fields(self) -> list[surgery.Undo]:
+        """How to put back what the session and its units remember of sizes."""
+        fields: list[surgery.Undo] = [partial(vars(one).update, dict(vars(one))) for one in self.units.values()]
+        mine: list[list[Any]] = [self.created, self.events]
+        fields += [partial(one.__setitem__, slice(None), list(one)) for one in mine]
+        fields.append(partial(self.kept.update, dict(self.kept)))
+        names = ("slots", "weights", "params")
+        return [*fields, partial(vars(self).update, {name: vars(self)[name] for name in names})]
+
+    @surgery.keeps_mode
+    @surgery.trains
     @torch.no_grad()
     def realize(self) -> nn.Module:
         """Return a new network of the size reached, switches folded in; where inputs died, it takes `inputs` only.
@@ -263,7 +285,8 @@ class UnitSession(Session):
         keep = self._still_kept(state["kept"])
         self._check_fit(state["model"], keep, created)
         self.costs.rates = dict(state["rates"])
-        self._apply(keep, created, living="cut")
+        with surgery.Whole() as undo:
+            self._apply(keep, undo, created, living="cut")
         model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         for name, units in self.units.items():

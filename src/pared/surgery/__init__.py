@@ -1,6 +1,6 @@
 """Remove structure from a network while it trains: graph, plan, apply, fold."""
 
-from pared.surgery.apply import apply, bare
+from pared.surgery.apply import apply, bare, prepare
 from pared.surgery.axes import find, locate
 from pared.surgery.axes import leaves as leaves_of
 from pared.surgery.blocks import remove_blocks, why_stays
@@ -9,6 +9,7 @@ from pared.surgery.declared import declare
 from pared.surgery.edges import Edges, edges_plan, remove_edges
 from pared.surgery.files import load, save
 from pared.surgery.fold import fold, fold_, fold_by
+from pared.surgery.gather import Undo
 from pared.surgery.graph import Graph, Slot, Space
 from pared.surgery.idle import leading_to, remove_idle
 from pared.surgery.operate import graph, remove
@@ -18,6 +19,7 @@ from pared.surgery.planner import Living, make_plan
 from pared.surgery.sequential import check_sequential, leaves
 from pared.surgery.stand_in import stand_in, unnest
 from pared.surgery.trace import Example, Step, Value, tensors
+from pared.surgery.whole import Whole, keeps_mode, remember, trains
 from pared.surgery.zeros import remove_dead
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
     "Slot",
     "Space",
     "Step",
+    "Undo",
     "Value",
+    "Whole",
     "apply",
     "bare",
     "check_sequential",
@@ -43,13 +47,16 @@ __all__ = [
     "fold_",
     "fold_by",
     "graph",
+    "keeps_mode",
     "leading_to",
     "leaves",
     "leaves_of",
     "load",
     "locate",
     "make_plan",
+    "prepare",
     "refuse_optimizer",
+    "remember",
     "remove",
     "remove_blocks",
     "remove_ddp",
@@ -59,6 +66,7 @@ __all__ = [
     "save",
     "stand_in",
     "tensors",
+    "trains",
     "unnest",
     "why_stays",
 ]

@@ -14,9 +14,11 @@ from pared.surgery.gather import Draft, Taker, Undo
 from pared.surgery.optimizers import Optimizers, commit_optimizer, draft_states, listed
 from pared.surgery.plan import Constant, Gather, Plan
 from pared.surgery.trace import tensors
+from pared.surgery.whole import Whole, keeps_mode, trains
 
 
-@torch.inference_mode(False)
+@keeps_mode
+@trains
 def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()) -> None:
     """Apply `plan` to `model`, to the state of `optimizer`, and to each averaged copy in `ema`.
 
@@ -30,31 +32,31 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizers = None, ema: It
     Raises:
         SurgeryError: a name or shape that does not fit, or optimizer state whose rule is unknown. Nothing was changed.
     """
-    prepare(plan, model, optimizer=optimizer, ema=ema)()
+    commit = prepare(plan, model, optimizer=optimizer, ema=ema)
+    with Whole() as undo:
+        commit(undo)
 
 
-@torch.inference_mode(False)
+@keeps_mode
+@trains
 def prepare(
     plan: Plan, model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()
-) -> Callable[[], None]:
-    """Make everything that `apply` puts in place, and return the call that does so; until then nothing is changed."""
+) -> Callable[[list[Undo]], None]:
+    """Make everything that `apply` puts in place, and return the call that does so; until then nothing is changed.
+
+    The call appends to a list how to take back what it does, each before it is done.
+    """
     optimizers = listed(optimizer)
     model, averaged = bare(model), [bare(copy) for copy in ema]
     take = Taker()
     drafts = [(target, _draft(plan, target, take)) for target in (model, *averaged)]
     states = [draft_states(drafts[0][1], one, take) for one in optimizers]
 
-    def commit() -> None:
-        undo: list[Undo] = []
-        try:
-            for target, draft in drafts:
-                _commit_model(plan, target, draft, undo)
-            for one, state in zip(optimizers, states, strict=True):
-                commit_optimizer(drafts[0][1], state, one, model, undo)
-        except BaseException:
-            for action in reversed(undo):
-                action()
-            raise
+    def commit(undo: list[Undo]) -> None:
+        for target, draft in drafts:
+            _commit_model(plan, target, draft, undo)
+        for one, state in zip(optimizers, states, strict=True):
+            commit_optimizer(drafts[0][1], state, one, model, undo)
 
     return commit
 

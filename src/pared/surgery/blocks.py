@@ -14,12 +14,14 @@ from pared.surgery.graph import Graph
 from pared.surgery.idle import count_arguments
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME
 from pared.surgery.optimizers import Optimizers
-from pared.surgery.stand_in import Kind, stand_in
+from pared.surgery.stand_in import Kind, replace_modules
 from pared.surgery.trace import Step, Value, tensors
+from pared.surgery.whole import Whole, keeps_mode, remember
 
 _POSITIVE_RESULT = ("relu", "relu6", "sigmoid", "softplus", "abs", "square", "exp", "softmax", "hardsigmoid")
 
 
+@keeps_mode
 @torch.no_grad()
 def remove_blocks(
     model: nn.Module,
@@ -46,9 +48,11 @@ def remove_blocks(
     blocks = [_Block(graph, model, name) for name in names]
     zeros = _zero_summands(graph, model, {id(v) for name in silent for v in _Block(graph, model, name).results()})
     chosen: dict[str, Kind] = {block.name: block.kind(zeros) for block in blocks}
-    stand_in(chosen, model, optimizer=optimizer, ema=ema)
-    for block in blocks:
-        block.leave(chosen[block.name])
+    with Whole() as undo:
+        undo.append(remember(graph))
+        replace_modules(chosen, model, undo, optimizer=optimizer, ema=ema)
+        for block in blocks:
+            block.leave(chosen[block.name])
     return chosen
 
 

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,10 +20,13 @@ from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Plan
 from pared.surgery.planner import Living, make_plan
 from pared.surgery.trace import tensors
+from pared.surgery.whole import Whole, keeps_mode, remember
 
 Wrap = Callable[[nn.Module], DistributedDataParallel]
+Result = TypeVar("Result")
 
 
+@keeps_mode
 def remove_ddp(
     wrapped: DistributedDataParallel,
     entries: Mapping[str, Sequence[int] | Tensor],
@@ -37,12 +40,14 @@ def remove_ddp(
     """Remove `entries` on all ranks and return the network wrapped anew; every rank has to call it.
 
     Rank 0's `entries` and constants hold for all. `graph` is of the network itself (`pared.graph(wrapped.module, …)`),
-    made on each rank. Each rank prepares its part, and only when all have, and agree, is anything changed. `wrap` makes
-    the new wrapper; without it, it has the settings and hooks of the old one, which must not be used any more.
+    made on each rank. Each rank prepares its part, and only when all have, and agree, is anything changed; where that
+    fails on one, or is interrupted, all take it back. `wrap` makes the new wrapper; without it, it has the settings and
+    hooks of the old one, which must not be used any more. If `wrap` itself fails, the removal stands: wrap
+    the network by hand, on every rank.
 
     Raises:
         SurgeryError: on every rank alike, with nothing changed on any: what `pared.remove` refuses, gradients that differ
-            between ranks (a half-done accumulation), or networks or optimizers that differ.
+            between ranks (a half-done accumulation), networks or optimizers that differ, or a change that failed on a rank.
     """
     model, talk = wrapped.module, _Talk(wrapped)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
@@ -51,13 +56,15 @@ def remove_ddp(
     if "error" in told:
         raise SurgeryError(told["error"])
     plan, keep = Plan.from_json(told["plan"]), told["keep"]
-    commit, problem = _prepared(plan, model, optimizers, ema)
-    for rank, other in enumerate(talk.everyone({"problem": problem})):
-        if other["problem"]:
-            raise SurgeryError(f"rank {rank} cannot take part: {other['problem']}; nothing was changed on any rank")
-    assert commit is not None
-    commit()
-    graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
+    commit = talk.together(lambda: prepare(plan, model, optimizer=optimizers, ema=ema), "cannot take part")
+    with Whole() as undo:
+        undo.append(remember(graph))
+
+        def change() -> None:
+            commit(undo)
+            graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
+
+        talk.together(change, "failed to change its part")
     return (wrap or (lambda module: _again(module, wrapped)))(model)
 
 
@@ -78,6 +85,26 @@ class _Talk:
         padded[: len(mine)] = mine
         texts = self._gather(padded)
         return [json.loads(bytes(t[: int(n)].tolist())) for t, n in zip(texts, sizes, strict=True)]
+
+    def together(self, part: Callable[[], Result], what: str) -> Result:
+        """Return what this rank's `part` gives, if those of all ranks went well.
+
+        Raises:
+            SurgeryError: that of another rank did not; if it was this one's, its own error or interrupt.
+        """
+        result, error = None, None
+        try:
+            result = part()
+        except BaseException as mine:  # whatever it is, the others are waiting to hear of it
+            error = mine
+        told = "" if error is None else f"{type(error).__name__}: {error}"
+        problems = [other["problem"] for other in self.everyone({"problem": told})]
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        for rank, problem in enumerate(problems):
+            if problem:
+                raise SurgeryError(f"rank {rank} {what}: {problem}; nothing was changed on any rank") from error
+        return cast("Result", result)
 
     def _gather(self, tensor: Tensor) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -115,15 +142,6 @@ def _decide(
         return {"keep": keep, "plan": make_plan(graph, model, keep, living=living).to_json()}
     except Exception as error:  # whatever it is, the others are waiting to hear of it
         return {"error": str(error) if isinstance(error, SurgeryError) else f"{type(error).__name__}: {error}"}
-
-
-def _prepared(
-    plan: Plan, model: nn.Module, optimizers: list[Optimizer], ema: Iterable[nn.Module]
-) -> tuple[Callable[[], None] | None, str]:
-    try:
-        return prepare(plan, model, optimizer=optimizers, ema=ema), ""
-    except Exception as error:  # whatever it is, the others are waiting to hear of it
-        return None, f"{type(error).__name__}: {error}"
 
 
 def _fingerprint(model: nn.Module, optimizers: Sequence[Optimizer], graph: Graph) -> str:

@@ -9,6 +9,7 @@ from pared.nn.adjacency import SparseAdjacency
 from pared.surgery.apply import bare, prepare
 from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Gather, Plan
+from pared.surgery.whole import Whole, keeps_mode
 
 
 class Edges:
@@ -39,6 +40,7 @@ def edges_plan(model: nn.Module) -> Plan:
     return Plan(tuple(gathers))
 
 
+@keeps_mode
 @torch.no_grad()
 def remove_edges(model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()) -> Plan:
     """Take edges that were killed out of `model`, the state of `optimizer` and averaged copies; return the plan.
@@ -57,5 +59,6 @@ def remove_edges(model: nn.Module, *, optimizer: Optimizers = None, ema: Iterabl
             module = bare(copy).get_submodule(name)
             if isinstance(module, SparseAdjacency):
                 module.kill(gone.to(module.alive.device))
-    commit()
+    with Whole() as undo:
+        commit(undo)
     return plan

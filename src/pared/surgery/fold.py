@@ -13,6 +13,7 @@ from pared.surgery.folding import Folder
 from pared.surgery.graph import Graph, build
 from pared.surgery.sequential import check_sequential, leaves
 from pared.surgery.trace import Example
+from pared.surgery.whole import trains
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -21,7 +22,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def fold(model: nn.Module, example: None = None) -> nn.Sequential: ...
 @overload
 def fold(model: Network, example: Example) -> Network: ...
-@torch.inference_mode(False)
+@trains
 @torch.no_grad()
 def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
     """Return a new network that computes what `model` computes in evaluation, without its switches.
@@ -49,7 +50,7 @@ def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
     return _fold_sequential(model)
 
 
-@torch.inference_mode(False)
+@trains
 @torch.no_grad()
 def fold_by(model: Network, graph: Graph) -> Network:
     """Return what `fold` does, by a graph that is true of `model`, without tracing it again."""
@@ -58,7 +59,7 @@ def fold_by(model: Network, graph: Graph) -> Network:
     return folded
 
 
-@torch.inference_mode(False)
+@trains
 @torch.no_grad()
 def fold_(model: nn.Module, graph: Graph) -> list[str]:
     """Do to `model` itself what `fold_by` does to a copy, and return the switches by name that had to stay."""

@@ -10,8 +10,9 @@ from pared.nn import Gated
 from pared.surgery.apply import bare
 from pared.surgery.graph import Graph
 from pared.surgery.optimizers import Optimizers
-from pared.surgery.stand_in import stand_in
+from pared.surgery.stand_in import replace_modules
 from pared.surgery.trace import Program, Step
+from pared.surgery.whole import Whole, keeps_mode, remember
 
 
 def leading_to(program: Program, name: str) -> list[Step]:
@@ -33,6 +34,7 @@ def idle_steps(program: Program, unread: Iterable[int] = ()) -> list[Step]:
     return found[::-1]
 
 
+@keeps_mode
 @torch.no_grad()
 def remove_idle(
     model: nn.Module, *, graph: Graph, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()
@@ -58,11 +60,13 @@ def remove_idle(
         simple = isinstance(module, nn.MultiheadAttention) or count_arguments(module) <= 1
         if whole and single and simple and next(module.parameters(), None) is not None:
             names.append(name)
-    stand_in(dict.fromkeys(names, "identity"), model, optimizer=optimizer, ema=ema)
-    for name in names:
-        mine = {id(step) for step in idle if within(step.layer, name)}
-        program.steps[:] = [step for step in program.steps if id(step) not in mine]
-        graph.forget(name, mine, [])
+    with Whole() as undo:
+        undo.append(remember(graph))
+        replace_modules(dict.fromkeys(names, "identity"), model, undo, optimizer=optimizer, ema=ema)
+        for name in names:
+            mine = {id(step) for step in idle if within(step.layer, name)}
+            program.steps[:] = [step for step in program.steps if id(step) not in mine]
+            graph.forget(name, mine, [])
     return names
 
 

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from pared.errors import SurgeryError
-from pared.surgery.apply import apply, bare
+from pared.surgery.apply import bare, prepare
 from pared.surgery.graph import Graph, build, finish
 from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Plan
 from pared.surgery.planner import Living, make_plan, numbers
 from pared.surgery.rehearse import Rehearsal
 from pared.surgery.trace import Example
+from pared.surgery.whole import Whole, keeps_mode, remember
 
 
 def graph(model: nn.Module, example: Example, *, inputs: bool = False) -> Graph:
@@ -49,6 +50,7 @@ def _plain(model: nn.Module) -> bool:
     )
 
 
+@keeps_mode
 def remove(
     model: nn.Module,
     entries: Mapping[str, Sequence[int] | Tensor],
@@ -63,7 +65,8 @@ def remove(
     Entries are numbers, or a mask of booleans over all of the space. `optimizer` may be one or several.
     Call it between `optimizer.step()` and the next forward pass. What the network computes in evaluation stays as it
     is: constants that dead channels emit are folded into what reads them. With `living="cut"` entries may be alive,
-    and their contribution is dropped. All or nothing: after an error everything is as it was.
+    and their contribution is dropped. All or nothing: after an error or an interrupt model, optimizers, copies and graph
+    are all as they were, or all done.
 
     Raises:
         SurgeryError: an unknown or fixed space, an entry out of range or alive, all entries of a space, a constant
@@ -71,8 +74,11 @@ def remove(
     """
     model, keep = bare(model), kept(graph, entries)
     plan = make_plan(graph, model, keep, living=living)
-    apply(plan, model, optimizer=optimizer, ema=ema)
-    graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
+    commit = prepare(plan, model, optimizer=optimizer, ema=ema)
+    with Whole() as undo:
+        undo.append(remember(graph))
+        commit(undo)
+        graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
     return plan
 
 

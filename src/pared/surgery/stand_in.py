@@ -1,6 +1,6 @@
 """Put the identity, or zero, where modules were, in a network and all that follows it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -10,12 +10,15 @@ from torch.optim import Optimizer
 
 from pared.nn import Gated, Switched, Zero, ZeroAttention
 from pared.surgery.apply import bare
+from pared.surgery.gather import Undo
 from pared.surgery.optimizers import Optimizers, listed
+from pared.surgery.whole import Whole, keeps_mode
 
 #: What stands where a module was.
 Kind = Literal["identity", "zero"]
 
 
+@keeps_mode
 @torch.no_grad()
 def stand_in(
     kinds: Mapping[str, Kind], model: nn.Module, *, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()
@@ -25,23 +28,30 @@ def stand_in(
     All or nothing. Nothing is said about what the network computes afterwards. In the place of `nn.MultiheadAttention` there
     is zero in either case.
     """
+    with Whole() as undo:
+        replace_modules(kinds, model, undo, optimizer=optimizer, ema=ema)
+
+
+def replace_modules(
+    kinds: Mapping[str, Kind],
+    model: nn.Module,
+    undo: list[Undo],
+    *,
+    optimizer: Optimizers = None,
+    ema: Iterable[nn.Module] = (),
+) -> None:
+    """Do what `stand_in` does, and append how to take it back to `undo`."""
     model = bare(model)
     before = list(model.parameters())
-    undo: list[Callable[[], object]] = []
-    try:
-        for target in (model, *map(bare, ema)):
-            for name, kind in kinds.items():
-                _replace(target, name, kind, undo)
-        gone = {id(p) for p in before} - {id(p) for p in model.parameters()}
-        for one in listed(optimizer):
-            _forget(one, gone, undo)
-    except BaseException:
-        for action in reversed(undo):
-            action()
-        raise
+    for target in (model, *map(bare, ema)):
+        for name, kind in kinds.items():
+            _replace(target, name, kind, undo)
+    gone = {id(p) for p in before} - {id(p) for p in model.parameters()}
+    for one in listed(optimizer):
+        _forget(one, gone, undo)
 
 
-def _replace(model: nn.Module, name: str, kind: Kind, undo: list[Callable[[], object]]) -> None:
+def _replace(model: nn.Module, name: str, kind: Kind, undo: list[Undo]) -> None:
     parent, _, key = name.rpartition(".")
     modules = model.get_submodule(parent)._modules
     old = modules[key]
@@ -88,7 +98,7 @@ def _fused_around(model: nn.Module, name: str) -> list[tuple[nn.Module, str]]:
     return [(module, attribute) for module in around for kind, attribute in told.items() if isinstance(module, kind)]
 
 
-def _forget(optimizer: Optimizer, gone: set[int], undo: list[Callable[[], object]]) -> None:
+def _forget(optimizer: Optimizer, gone: set[int], undo: list[Undo]) -> None:
     for group in optimizer.param_groups:
         before: list[Any] = list(group["params"])
         stays = [id(p) not in gone for p in before]
@@ -99,4 +109,5 @@ def _forget(optimizer: Optimizer, gone: set[int], undo: list[Callable[[], object
                 group[key][:] = [item for item, stay in zip(held, stays, strict=True) if stay]
         for parameter, stay in zip(before, stays, strict=True):
             if not stay and parameter in optimizer.state:
-                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
+                undo.append(partial(optimizer.state.__setitem__, parameter, optimizer.state[parameter]))
+                del optimizer.state[parameter]

@@ -13,8 +13,10 @@ from pared.surgery.operate import remove
 from pared.surgery.optimizers import Optimizers
 from pared.surgery.planner import make_plan
 from pared.surgery.trace import tensors
+from pared.surgery.whole import keeps_mode
 
 
+@keeps_mode
 @torch.no_grad()
 def remove_dead(
     model: nn.Module, *, graph: Graph, optimizer: Optimizers = None, ema: Iterable[nn.Module] = ()

@@ -2,8 +2,8 @@
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from pared.measure.mac_counter import MacCounter
 from pared.surgery.trace import Example, arguments, evaluating
 
 
@@ -13,14 +13,21 @@ def parameters(model: nn.Module) -> int:
 
 
 def macs(model: nn.Module, example: Example) -> int:
-    """Return the multiply-accumulates of one forward pass on `example`, in evaluation, as torch's own counter has them.
+    """Return the multiply-accumulates of one forward pass on `example`, in evaluation.
 
-    Matrix products, convolutions and attention count, also where only a custom module knows of them; half of its FLOPs.
+    Every matrix product, convolution, recurrent layer and attention that runs is counted, whoever calls it: weights that a
+    sparse layer lacks are not, nor places of padding left out, nor what is done entry by entry, as biases, norms and
+    activations are; a look-up (`nn.Embedding`) is 0. Of attention both products count, over all pairs, masked or not.
+
+    Warns:
+        UserWarning: an operator that multiplies, or one of another library, has no formula; it is named, and counts as 0.
     """
     args, kwargs = arguments(example)
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    counter = MacCounter()
+    with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
         model(*args, **kwargs)
-    return counter.get_total_flops() // 2
+    counter.warn()
+    return counter.total
 
 
 def stored_bytes(model: nn.Module) -> int:

@@ -58,9 +58,9 @@ class DeepR(WeightMethod):
     def begin_session(self, session: WeightSession) -> None:
         """Draw signs and theta of dead connections; living ones have those of their weights."""
         for name, connections in session.connections.items() if self.soft else ():
-            drawn = _signs(connections.shape, session).to(connections.weight)
+            drawn = _signs(connections.weight.shape, session).to(connections.weight)
             session.memory[f"{name}.sign"] = torch.where(session.masked(name).mask, connections.weight.sign(), drawn)
-            start = torch.rand(connections.shape, generator=session.generator) * self.lowest
+            start = torch.rand(connections.weight.shape, generator=session.generator) * self.lowest
             session.memory[f"{name}.theta"] = start.to(connections.weight)  # of the dead only
 
     @torch.no_grad()
@@ -99,10 +99,10 @@ class DeepR(WeightMethod):
             rest = session.memory[f"{name}.theta"]
             rest.add_(rates.get(id(connections.weight), 0.0) * self.noise * _normal(rest, session))
             rest.clamp_(min=self.lowest)
-            mask = session.masked(name).mask
-            grow = (~mask & (rest > 0)).flatten().nonzero().flatten()
-            rest.copy_(torch.where(mask, theta.clamp(min=self.lowest), rest))
-            session.rewire(name, dead, grow, (rest * sign).flatten()[grow])
+            one = session.masked(name)
+            grow = one.numbers(~one.mask & (rest > 0))
+            rest.copy_(torch.where(one.mask, theta.clamp(min=self.lowest), rest))
+            session.rewire(name, dead, grow, (rest * sign)[one.places(grow)])
 
 
 def _signs(shape: torch.Size, session: WeightSession) -> Tensor:

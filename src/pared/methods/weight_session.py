@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from pared.errors import ConfigError, RunError
 from pared.methods.session import Session, check_format
 from pared.nn.dense import dense
-from pared.nn.sparse_layer import SparseLayer
 from pared.ops.processes import Processes
 from pared.optim.base import SphereOptimizer
 from pared.sparsifying import sparsify
@@ -43,7 +42,8 @@ class WeightSession(Session):
     gradients are clipped and logged as those of a sparse network are; methods that look at the dead's keep them aside.
     Gradients that a loop writes itself are held at the step. `connections` say who
     lives, by the weight's name; `events` say what changed, when, and `on_event` is called with each. `memory` is what a
-    method remembers, (weight's shape) each; `generator` is where it draws from.
+    method remembers, (weight's shape) each; `generator` is where it draws from. `skipped` says of parameters of two and more
+    axes that are not among the `connections`, by name, why they are not; printing the session tells both.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class WeightSession(Session):
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = loss
         self.events: list[Rewired] = []
+        self.skipped: dict[str, str] = {}
         self.on_event: Callable[[Rewired], None] = _ignore
         for name, one in self.connections.items():
             self._carry(name, one.begin(), one.weight.shape)
@@ -87,6 +88,24 @@ class WeightSession(Session):
         """The parameters of the network that are not dead."""
         dead = sum(connections.weight.numel() - connections.count for connections in self.connections.values())
         return sum(p.numel() for p in self.model.parameters()) - dead
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """How many weights can die, and how many there are; biases and norms are none."""
+        held = sum(connections.shape.numel() for connections in self.connections.values())
+        sizes = {name: p.numel() for name, p in self.net.named_parameters(remove_duplicate=False)}
+        return held, held + sum(sizes.get(name, 0) for name in self.skipped)
+
+    def __str__(self) -> str:
+        """Say what the method is at work on, and what it leaves alone."""
+        held, every = self.covered
+        lines = [
+            f"{self.method}",
+            f"step {self.steps}: sparsity {self.sparsity:.3f} of {held:,} of {every:,} weights; biases and norms stay dense",
+            *(f"  {name} {tuple(one.shape)}: {one.count:,} live" for name, one in self.connections.items()),
+            *(f"  not covered: {name}: {reason}" for name, reason in self.skipped.items()),
+        ]
+        return "\n".join(lines)
 
     def done(self, begin: float, end: float) -> float:
         """Return how much of the run's part between the fractions `begin` and `end` has passed, in [0, 1]."""
@@ -317,19 +336,3 @@ class WeightSession(Session):
 
 def _ignore(event: Rewired) -> None:
     pass
-
-
-def find_layers(model: nn.Module) -> list[tuple[str, nn.Parameter | None]]:
-    """Return the weights of all linear, sparse and convolutional layers of a bare network by name, in its order.
-
-    None stands for one that is computed (a parametrization). The first axis of a transposed convolution's weight, its row,
-    is its inputs.
-    """
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, SparseLayer)
-    found: list[tuple[str, nn.Parameter | None]] = []
-    for name, module in model.named_modules():
-        if isinstance(module, kinds):
-            part = "values" if isinstance(module, SparseLayer) else "weight"
-            weight = module._parameters.get(part)
-            found.append((f"{name}.{part}" if name else part, weight if isinstance(weight, nn.Parameter) else None))
-    return found

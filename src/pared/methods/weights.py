@@ -10,17 +10,18 @@ from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError
+from pared.measure.matrices import Matrices, Matrix, matrices, warn_unknown
 from pared.methods.binding import check_optimizer, check_total
 from pared.methods.method import Method
-from pared.methods.weight_session import WeightSession, find_layers
+from pared.methods.weight_session import WeightSession
 from pared.nn.sparse_layer import SparseLayer
 from pared.ops.processes import Processes
 from pared.optim.base import SphereOptimizer
 from pared.surgery import Example
 from pared.topology import Compressed, Distribution, Masked, spread
 
-#: Which weights can die: of every linear and convolutional layer, or without the first, the last, or both; or what is
-#: told of a name and a weight.
+#: Which weights can die: every matrix that the network multiplies by, or all without the first, the last, or both; or what
+#: is told of a name and a weight.
 Where = Literal["all", "but first", "but last", "hidden"] | Callable[[str, nn.Parameter], bool]
 #: Whether weights compete over the whole network, or within each layer.
 Scope = Literal["network", "layer"]
@@ -33,9 +34,9 @@ class WeightMethod(Method):
     Args:
         sparsity: the share of zeros among the weights that can die, in [0, 1).
         distribution: how it is spread over layers, see `pared.topology.spread`.
-        where: which weights can die: "all" of linear and convolutional layers, "but first", "but last", "hidden" (both
-            left out), or a function of a name and a weight. Biases and norms never do, nor weights that are frozen or that
-            the optimizer does not hold.
+        where: which weights can die: "all" that the network multiplies by (see `bind`), "but first", "but last", "hidden"
+            (both left out), or a function of a name and a weight. Biases and norms never do, nor weights that are frozen or
+            that the optimizer does not hold; one that is an embedding's too only if a function says so.
         rescale: whether weights that live at the start are multiplied by sqrt(inputs / living inputs) of their neuron, so
             that signals pass as in the dense network; without norms they die in a sparse one otherwise. Weights on a
             sphere have their size.
@@ -99,25 +100,33 @@ class WeightMethod(Method):
 
         Which ones is drawn at random, the same in all processes. These are those of a `DistributedDataParallel`, else all of
         the process group that was initialised, if there is one: the network may be wrapped later, all have to bind it, with
-        equal weights, and choose by the mean of their gradients. Nothing is put into the network, and its forward pass is
-        not looked at: `example` and `steps_per_epoch` are not needed.
+        equal weights, and choose by the mean of their gradients. Nothing is put into the network; `steps_per_epoch` is not
+        needed.
+
+        The weights are those of torch's linear, bilinear, convolutional, recurrent and attention layers and of sparse ones.
+        With an `example` a forward pass tells which others the network multiplies by, and along which axis their units are:
+        layers of other libraries, `x @ self.w`, `einsum`. `session.skipped` says why the rest is left dense.
 
         `loss` computes the loss of `model` on rows held out, a number, for methods that ask for it. It is called with the
         network in evaluation mode and without gradients, in every process, of which the mean counts.
         A copy of the session goes on asking the same function.
 
         Raises:
-            ConfigError: the optimizer is another network's, no weight can die, the number of steps or a loss is missing, or
-                processes hold different weights.
+            ConfigError: the optimizer is another network's, no weight can die, the forward pass does not take the example, the
+                number of steps or a loss is missing, or processes hold different weights.
             SurgeryError: the network is bound already, or the optimizer's step is not each weight's own.
+
+        Warns:
+            UserWarning: without an example it is not known of some weights whether the network multiplies by them.
         """
-        del example, steps_per_epoch
+        del steps_per_epoch
         check_total(self.timed, total_steps, type(self).__name__)
         if self.needs_loss and loss is None:
             raise ConfigError(f"{self} needs bind(..., loss=...), the loss on rows held out")
         net = surgery.bare(model, distributed=True)
         check_optimizer(net, optimizer)
-        weights = self._chosen(net, optimizer)
+        chosen, skipped = self._chosen(net, optimizer, example)
+        weights = {name: weight for name, (weight, _) in chosen.items()}
         layers = {id(m.values): m for m in net.modules() if isinstance(m, SparseLayer)}
         masked = {name: weight for name, weight in weights.items() if id(weight) not in layers}
         if len(layers) < sum(isinstance(module, SparseLayer) for module in net.modules()):
@@ -142,9 +151,10 @@ class WeightMethod(Method):
             )
         device = next(net.parameters()).device
         seed = processes.first(int(torch.randint(2**31, (), generator=generator)), device)
-        drawn = _draw(masked, spread({n: w.shape for n, w in masked.items()}, self.start, self.distribution), seed)
+        drawn = self._draw({name: chosen[name] for name in masked}, seed)
         connections = {n: drawn[n] if n in drawn else Compressed(layers[id(w)]) for n, w in weights.items()}
         session = WeightSession(model, optimizer, self, connections, total_steps=total_steps, seed=seed + 1, loss=loss)
+        session.skipped = skipped
         for one in drawn.values() if self.rescale else ():
             if not (isinstance(optimizer, SphereOptimizer) and optimizer.holds(one.weight)):
                 _rescale(one)
@@ -152,21 +162,56 @@ class WeightMethod(Method):
         session.look_ahead()
         return session
 
-    def _chosen(self, net: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-        layers = find_layers(net)
-        ends = {"but first": layers[:1], "but last": layers[-1:], "hidden": layers[:1] + layers[-1:]}
-        spared = [] if callable(self.where) else [id(weight) for _, weight in ends.get(self.where, [])]
+    def _chosen(
+        self, net: nn.Module, optimizer: Optimizer, example: Example
+    ) -> tuple[dict[str, tuple[nn.Parameter, int]], dict[str, str]]:
+        """Return the weights that can die, by name, with the axis of their units, and why all others cannot."""
+        known = matrices(net, example)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-        chosen: dict[int, tuple[str, nn.Parameter]] = {}
-        for name, weight in layers:
-            if weight is None or id(weight) not in trained or id(weight) in spared:
-                continue
-            if not callable(self.where) or self.where(name, weight):
-                chosen.setdefault(id(weight), (name, weight))
+        chosen: dict[str, tuple[nn.Parameter, int]] = {}
+        skipped = dict(known.others)
+        for one in known.found:
+            reason = self._reason(one, known, trained)
+            if one.weight is not None and not reason:
+                chosen[one.name] = one.weight, one.axis
+            else:
+                skipped[one.name] = reason
         if not chosen:
-            names = [name for name, _ in layers]
-            raise ConfigError(f"no weight of the network can die with where={self.where!r}; layers: {names}")
-        return dict(chosen.values())
+            raise ConfigError(
+                f"no weight of the network can die with where={self.where!r}; layers: {[one.name for one in known.found]}; "
+                f"left out: {skipped}"
+            )
+        warn_unknown(known, stacklevel=4)
+        return chosen, skipped
+
+    def _reason(self, one: Matrix, known: Matrices, trained: set[int]) -> str:
+        """Why a matrix stays dense, or nothing."""
+        if one.weight is None:
+            return "it is computed by a parametrization"
+        if not one.weight.requires_grad:
+            return "it is frozen"
+        if id(one.weight) not in trained:
+            return "the optimizer does not hold it"
+        if callable(self.where):
+            named = any(self.where(name, one.weight) for name in (one.name, *one.aliases))
+            return "" if named else "where leaves it out"
+        first, last = known.ends
+        spared = {"but first": [first], "but last": [last], "hidden": [first, last]}.get(self.where, [])
+        if any(end is not None and end.weight is one.weight for end in spared):
+            return f"where={self.where!r} leaves it out"
+        if id(one.weight) in known.tables:
+            return "it is the table of an embedding as well; a function as where can name it"
+        return ""
+
+    def _draw(self, chosen: dict[str, tuple[nn.Parameter, int]], seed: int) -> dict[str, Masked]:
+        shapes = {name: weight.movedim(axis, 0).shape for name, (weight, axis) in chosen.items()}
+        zeros, generator = spread(shapes, self.start, self.distribution), torch.Generator().manual_seed(seed)
+        found: dict[str, Masked] = {}
+        for name, (weight, axis) in chosen.items():
+            mask = torch.ones(weight.numel(), dtype=torch.bool)
+            mask[torch.randperm(weight.numel(), generator=generator)[: zeros[name]]] = False
+            found[name] = Masked(weight, mask.view(weight.shape).to(weight.device), axis)
+        return found
 
     # --- what a method does ---
 
@@ -191,9 +236,9 @@ class WeightMethod(Method):
 @torch.no_grad()
 def _rescale(connections: Masked) -> None:
     """Source: He et al. (2015), equation 10, with the inputs that live; Evci et al. (2022), Gradient flow in sparse networks."""
-    living = connections.mask.flatten(1).sum(1).clamp(min=1)
+    living = connections.mask.movedim(connections.axis, 0).flatten(1).sum(1).clamp(min=1)
     factors = (connections.columns / living).sqrt().to(connections.weight.dtype)
-    connections.weight.mul_(factors.view(-1, *[1] * (connections.weight.ndim - 1)))
+    connections.weight.movedim(connections.axis, -1).mul_(factors)
 
 
 def check_scope(scope: str) -> None:
@@ -222,15 +267,6 @@ def within(session: WeightSession, step: int, every: int, begin: float, end: flo
     """Return whether `step` is one of every `every` between the fractions `begin` and `end` of the run."""
     assert session.total_steps is not None
     return step % every == 0 and begin * session.total_steps <= step <= end * session.total_steps
-
-
-def _draw(weights: dict[str, nn.Parameter], zeros: dict[str, int], seed: int) -> dict[str, Masked]:
-    generator, found = torch.Generator().manual_seed(seed), {}
-    for name, weight in weights.items():
-        mask = torch.ones(weight.numel(), dtype=torch.bool)
-        mask[torch.randperm(weight.numel(), generator=generator)[: zeros[name]]] = False
-        found[name] = Masked(weight, mask.view(weight.shape).to(weight.device))
-    return found
 
 
 def _check_alike(processes: Processes, net: nn.Module) -> None:

@@ -14,7 +14,7 @@ from pared.ops.lp import dual_exponent
 from pared.optim.connections import change_connections, change_pattern
 from pared.optim.euclidean import descend
 from pared.optim.kernels import Options, Rows, normalise_, wide_dtype
-from pared.optim.neurons import Ragged, neurons_of, take_crow
+from pared.optim.neurons import Ragged, neurons_of, take_axis, take_crow
 
 #: Steps between two looks for numbers that are about to turn denormal, which takes them longer.
 FLUSH_EVERY = 16
@@ -32,8 +32,9 @@ class SphereOptimizer(Optimizer):
         """Add a group, and put its weights on the sphere if it has a `p`, own or inherited.
 
         Vectors are on a sphere where the group's `crow` says what their rows are: for each parameter None, or where rows
-        begin and end, as the `crow` of a sparse layer does; it is kept in the parameter's state. A group that holds only other
-        vectors and scalars is Euclidean.
+        begin and end, as the `crow` of a sparse layer does; it is kept in the parameter's state. So is the group's
+        `axis`, that of each parameter's neurons, where these are not along the first. A group that holds only other vectors
+        and scalars is Euclidean.
 
         Raises:
             ConfigError: an option is out of range, or `crow` does not fit.
@@ -43,7 +44,7 @@ class SphereOptimizer(Optimizer):
         super().add_param_group(dict(param_group))  # a copy, so that who made it can use it again
         group = self.param_groups[before]
         try:
-            rows = take_crow(group)
+            axes, rows = take_axis(group), take_crow(group)
             if all(p.ndim < 2 and crow is None for p, crow in zip(group["params"], rows, strict=True)):
                 group["p"] = None
             euclidean_lr = group.pop("euclidean_lr", None)
@@ -56,6 +57,9 @@ class SphereOptimizer(Optimizer):
         for p, crow in zip(group["params"], rows, strict=True):
             if crow is not None:
                 self.state[p]["crow"] = crow
+        for p, axis in zip(group["params"], axes, strict=True):
+            if axis:
+                self.state[p]["axis"] = axis
         self._normalise(group)
 
     def _check(self, group: dict[str, Any]) -> None:
@@ -147,10 +151,12 @@ class SphereOptimizer(Optimizer):
             )
         state["steps"] = state.get("steps", 0) + 1
         sign = -1.0 if group["maximize"] else 1.0
+        if axis := state.get("axis", 0):
+            rows = rows.each(lambda x: x.movedim(axis, 0))
         clean, empty = state["steps"] % FLUSH_EVERY == 0, state.get("empty", False)
         self._move(group, rows, (group["momentum"], group["nesterov"], sign, clean, empty))
         if empty:
-            state["empty"] = rows.over.has_empty(state["v"])
+            state["empty"] = neurons_of(p, state).has_empty(state["v"])
 
     @abstractmethod
     def _move(self, group: dict[str, Any], rows: Rows, options: Options) -> None:

@@ -1,5 +1,7 @@
 """SGD with a learned step size for each weight and class."""
 
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -22,8 +24,8 @@ class ClassRateSGD(Optimizer):
     Of a batch of B samples, G_j = (1/B) times the sum of the gradients of class j. A managed weight goes by
     -lr · sum over j of mu_j G_j, and then mu_j, which is 1 at first, grows by rate_lr · lr · G_j². Rates of classes that a
     batch lacks stay as they are. Managed are the first `layers` weights of `nn.Linear` and `nn.Conv2d`, in the order of
-    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps, groups added later and
-    weights with a parametrization too.
+    `model.modules()`, without the last one, which gives the outputs; all else takes plain steps, groups added later, weights
+    with a parametrization and those of recurrent layers and `nn.MultiheadAttention` too: `skipped` names them.
     Of groups the first says what holds for rates and classes; each has an `lr` and a `momentum`.
 
     The forward and the backward pass both stand in a `with optimizer.classes(y):`, where gradients of managed weights are
@@ -92,7 +94,14 @@ class ClassRateSGD(Optimizer):
         }
         _check(defaults, layers)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        found = [m.weight for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
+        fused = {
+            id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)
+        }  # which reads it itself
+        found = [
+            m.weight
+            for m in model.modules()
+            if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad and id(m) not in fused
+        ]
         hidden = [w for w in dict.fromkeys(found) if w is not found[-1] and isinstance(w, nn.Parameter)]
         managed = hidden[:layers]
         if layers and not managed:
@@ -103,11 +112,26 @@ class ClassRateSGD(Optimizer):
         super().__init__(parameters, defaults)
         for weight in managed:
             self.state[weight]["managed"] = True  # in its state, which follows it through files and removals
+        self._model: Callable[[], nn.Module | None] = weakref.ref(model)
         self._batches: list[Batch] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("_batches", [])  # of a copy
+        self.__dict__.setdefault("_model", _unknown)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why parameters of two and more axes take plain steps, by name."""
+        managed = set(map(id, self._managed()))
+        return {
+            self._name(p): (
+                "rates are for the first `layers` weights of nn.Linear and nn.Conv2d that are called as such, without the last"
+            )
+            for group in self.param_groups
+            for p in group["params"]
+            if p.ndim > 1 and id(p) not in managed
+        }
 
     @property
     def learning(self) -> bool:
@@ -227,6 +251,7 @@ class ClassRateSGD(Optimizer):
                     change = self._change(weight, seen, group["lr"])
                     change = change if weight.grad is None else change.add_(weight.grad)
                 elif weight.grad is not None:
+                    self._check_seen(weight)
                     change = weight.grad
                 else:
                     continue
@@ -235,6 +260,20 @@ class ClassRateSGD(Optimizer):
         first["steps"] += 1
         if _over(first) or _turn(first):
             self.reset_rates()
+
+    def _name(self, parameter: Tensor) -> str:
+        model = self._model()
+        names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+        return names.get(id(parameter), f"a parameter of shape {tuple(parameter.shape)}")
+
+    def _check_seen(self, weight: Tensor) -> None:
+        """Say of a managed weight that what came back to it was not seen by class."""
+        if self._batches and self.state.get(weight, {}).get("managed"):
+            warnings.warn(
+                f"{self._name(weight)} has a gradient that came neither through F.linear nor through "
+                "F.conv2d, so that it takes plain steps without rates by class",
+                stacklevel=6,
+            )
 
     def _with_momentum(self, weight: Tensor, change: Tensor, momentum: float) -> Tensor:
         if not momentum:
@@ -287,6 +326,10 @@ class ClassRateSGD(Optimizer):
         group = self.param_groups[0]
         factors = group["trade_off"]
         return group["rate_lr"] * lr * (1.0 if factors is None else factors[number])
+
+
+def _unknown() -> None:
+    """The network of a copied optimizer."""
 
 
 def _over(group: dict[str, Any]) -> bool:

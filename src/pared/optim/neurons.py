@@ -34,10 +34,10 @@ class Neurons(Protocol):
 
 
 class Axes:
-    """Neurons along axis 0 of a tensor, of which the other axes, `dims`, are the entries."""
+    """Neurons along one axis of a tensor, of which the other axes, `dims`, are the entries."""
 
-    def __init__(self, x: Tensor) -> None:
-        self.dims = tuple(range(1, x.ndim))
+    def __init__(self, x: Tensor, axis: int = 0) -> None:
+        self.dims = tuple(other for other in range(x.ndim) if other != axis)
 
     def most(self, x: Tensor) -> Tensor:
         """Return the largest entry of each neuron, for entries of at least 0."""
@@ -50,7 +50,7 @@ class Axes:
     def inner(self, a: Tensor, b: Tensor) -> Tensor:
         """Return each neuron's inner product."""
         if a.ndim == 2:
-            return torch.linalg.vecdot(a, b).unsqueeze(1)
+            return torch.linalg.vecdot(a, b, dim=self.dims[0]).unsqueeze(self.dims[0])
         return self.sum(a * b)
 
     def spread(self, each: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Axes:
 
     def has_empty(self, x: Tensor) -> bool:
         """Return whether some neuron has entries, and all are 0."""
-        return not bool(x.flatten(1).any(1).all())
+        return not bool(x.abs().amax(self.dims).all()) if x.numel() else False
 
 
 class Ragged:
@@ -106,7 +106,7 @@ class Ragged:
 
 def neurons_of(x: Tensor, state: dict[str, Any]) -> Neurons:
     """Return the neurons of a weight, or of what has its shape, with the optimizer's state of it."""
-    return Ragged(state["crow"], x.numel()) if "crow" in state else Axes(x)
+    return Ragged(state["crow"], x.numel()) if "crow" in state else Axes(x, state.get("axis", 0))
 
 
 def check_crow(crow: Tensor, count: int) -> Tensor:
@@ -149,3 +149,18 @@ def take_crow(group: dict[str, Any]) -> list[Tensor | None]:
         None if crow is None else check_crow(crow, p.numel()).to(p.device, copy=True)
         for p, crow in zip(params, listed, strict=True)
     ]
+
+
+def take_axis(group: dict[str, Any]) -> list[int]:
+    """Take `axis` out of a parameter group, and return it for each parameter: that of its neurons, 0 if it is not said.
+
+    Raises:
+        ConfigError: it is not one for each, or a parameter has no such axis.
+    """
+    params, given = group["params"], group.pop("axis", None)
+    listed = [0] * len(params) if given is None else [given] if isinstance(given, int) else list(given)
+    if len(listed) != len(params) or any(one and not 0 <= one < p.ndim for one, p in zip(listed, params, strict=False)):
+        raise ConfigError(
+            f"axis must be that of the neurons of each of the group's {len(params)} parameters, got {given!r}"
+        )
+    return listed

@@ -27,10 +27,10 @@ class Follower(Protocol):
 
 
 class Connections(Protocol):
-    """Which entries of a weight live. Entries are numbered as in the flat weight; a row makes one unit.
+    """Which entries of a weight live. Entries are numbered as in the flat weight, its units' axis first; a row makes one unit.
 
     `weight` is the parameter that holds the numbers: all of them, or those of the living, in their order. `shape` is that of
-    the whole weight, `rows` its first size and `columns` the product of the others.
+    the whole weight with the axis of units in front, `rows` its first size and `columns` the product of the others.
     """
 
     shape: torch.Size
@@ -127,12 +127,14 @@ class Masked:
     Once attached, dead entries of the weight's `grad` are 0 after every backward pass, so that what clips, logs or scales
     gradients sees those of the living, as it does in a sparse layer. Changes to `grad` that a loop makes itself are seen at the
     step only. Copies of this are not attached.
+
+    `axis` is that of the weight's units; tensors of the weight's shape, as the mask is, keep it where it is.
     """
 
-    def __init__(self, weight: nn.Parameter, mask: Tensor | None = None) -> None:
-        self.weight, self.shape = weight, weight.shape
+    def __init__(self, weight: nn.Parameter, mask: Tensor | None = None, axis: int = 0) -> None:
+        self.weight, self.axis, self.shape = weight, axis, weight.movedim(axis, 0).shape
         self.mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device) if mask is None else mask
-        self.rows, self.columns = len(weight), weight[0].numel()
+        self.rows, self.columns = self.shape[0], self.shape[1:].numel()
         self.dense: Tensor | None = None  # the gradient of all entries, while it is kept
         self.reduce: Callable[[Tensor], object] | None = None
         self._begin()
@@ -158,20 +160,25 @@ class Masked:
 
     def live(self) -> Tensor:
         """Return the numbers of the living, ascending, int64 (count,)."""
-        return self.mask.flatten().nonzero().flatten()
+        return self.numbers(self.mask)
+
+    def numbers(self, where: Tensor) -> Tensor:
+        """Return the numbers of entries at which `where`, boolean of `weight`'s shape, is true, ascending."""
+        return where.movedim(self.axis, 0).flatten().nonzero().flatten()
 
     @torch.no_grad()
     def values(self) -> Tensor:
         """Return their weights, (count,)."""
-        return self.weight[self.mask]
+        return self.weight.movedim(self.axis, 0)[self.mask.movedim(self.axis, 0)]
 
     def entries(self, where: Tensor) -> Tensor:
         """Return the numbers of the living at which `where`, boolean of `weight`'s shape, is true."""
-        return (self.mask & where).flatten().nonzero().flatten()
+        return self.numbers(self.mask & where)
 
     def places(self, index: Tensor) -> tuple[Tensor, ...]:
         """Return where in `weight` entries are."""
-        return torch.unravel_index(index, self.shape)  # a weight need not be contiguous
+        units, *inputs = torch.unravel_index(index, self.shape)  # a weight need not be contiguous
+        return (*inputs[: self.axis], units, *inputs[self.axis :])
 
     # --- gradients ---
 
@@ -266,7 +273,7 @@ class Masked:
     def gradient(self) -> Tensor:
         """Return the gradient that was kept, (rows, columns)."""
         assert self.dense is not None, "the gradient was not kept"
-        return self.dense.reshape(self.rows, self.columns)
+        return self.dense.movedim(self.axis, 0).reshape(self.rows, self.columns)
 
     def gradient_at(self, index: Tensor) -> Tensor:
         """Return the gradient that was kept of entries; like `index`."""
@@ -286,7 +293,7 @@ class Masked:
     @torch.no_grad()
     def best(self, k: int | Tensor, worth: Tensor, also: Tensor | None = None) -> Tensor:
         """Return the `k` dead entries, or the `also`, of most `worth` (rows, columns); of each row if k is (rows,)."""
-        open_ = ~self.mask.flatten()
+        open_ = ~self.mask.movedim(self.axis, 0).flatten()
         if also is not None:
             open_[also] = True
         scores = worth.reshape(self.rows, self.columns).masked_fill(~open_.view(self.rows, self.columns), -torch.inf)
@@ -310,14 +317,13 @@ class Masked:
     def begin(self) -> Carry:
         """Make dead weights 0, and what belongs to them too."""
         self.hold()
-        return self._carry((~self.mask).flatten().nonzero().flatten())
+        return self._carry(self.numbers(~self.mask))
 
     @torch.no_grad()
     def change(self, drop: Tensor, grow: Tensor, values: Tensor | float = 0.0) -> Carry:
         """Let living entries `drop` die, and then dead entries `grow` live with these values."""
-        flat = self.mask.view(-1)
-        flat[drop] = False
-        flat[grow] = True
+        self.mask[self.places(drop)] = False
+        self.mask[self.places(grow)] = True
         self.weight[self.places(drop)] = 0.0
         values = torch.as_tensor(values, dtype=self.weight.dtype, device=self.weight.device)
         self.weight[self.places(grow)] = values
@@ -326,7 +332,7 @@ class Masked:
     def tell(self, follower: Follower, grow: Tensor) -> None:
         """Tell who lives after a change, and that living entries `grow` are new; its tensors were carried already."""
         fresh = torch.zeros_like(self.mask)
-        fresh.view(-1)[grow] = True
+        fresh[self.places(grow)] = True
         follower.connections_changed(self.weight, self.mask, fresh)
 
     @torch.no_grad()

@@ -113,7 +113,7 @@ def test_layers_whose_weight_the_network_looks_at_stay_dense(monkeypatch: pytest
 
     for model, names, shape in (
         (Looking(), [("looked_at", False), ("named", True)], (7, 6)),
-        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), [("linear1", False), ("linear2", False)], (1, 7, 6)),
+        (nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), [("linear1", True), ("linear2", True)], (1, 7, 6)),
     ):
         with torch.no_grad():
             for weight in model.parameters():
@@ -121,6 +121,8 @@ def test_layers_whose_weight_the_network_looks_at_stay_dense(monkeypatch: pytest
         x = torch.randn(shape)
         found = pared.sparsify(model, x)
         assert [(one.name, one.sparse) for one in found.layers] == names
+        assert all(one.sparse == (not one.reason) for one in found.layers)
+        assert ("looks at its weight itself" in str(found)) == isinstance(model, Looking)
         with torch.inference_mode():
             assert torch.allclose(found.model(x), model.eval()(x), atol=1e-5)
 
@@ -150,6 +152,8 @@ def test_a_network_that_would_not_be_faster_stays_dense(monkeypatch: pytest.Monk
     found = pared.sparsify(network(), torch.randn(7, 30))
     assert not any(isinstance(module, SparseLinear) for module in found.model.modules())
     assert not any(one.sparse for one in found.layers)
+    assert {one.reason for one in found.layers[:2]} == {"the whole network is not faster with sparse layers"}
+    assert "of its time, and has to take at most 0.9" in found.layers[2].reason
     assert found.before_us == found.after_us == 1.0
 
 
@@ -189,7 +193,15 @@ def test_what_is_more_than_a_linear_layer_is_left_alone(monkeypatch: pytest.Monk
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.0)
-    assert pared.sparsify(model, torch.randn(7, 6)).layers == ()
+    found = pared.sparsify(model, torch.randn(7, 6))
+    assert [one.name for one in found.layers] == []
+    assert {name: reason.split()[-1] for name, reason in found.skipped.items()} == {
+        "tied": "layer's",
+        "other": "layer's",
+        "own": "Own",
+        "hooked": "hooks",
+        "idle": "example",
+    }
 
 
 def test_a_single_layer_is_measured_and_told() -> None:
@@ -212,3 +224,42 @@ def test_a_single_convolution_is_measured_and_told() -> None:
     assert found.layers[0].dense_us > 0
     assert found.layers[0].sparse == isinstance(found.model, SparseConv2d)
     assert torch.allclose(found.model(x), layer(x), atol=1e-4)
+
+
+def test_layers_of_a_transformer_encoder_become_sparse_and_answers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch)
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(1, 7, 6)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(torch.rand(weight.shape) < 0.2)
+    found = pared.sparsify(model, x)
+    assert sum(isinstance(one, SparseLinear) for one in found.model.modules()) == 4
+    padded = torch.tensor([[False] * 5 + [True] * 2])
+    with torch.inference_mode():
+        assert torch.allclose(found.model(x), model(x), atol=1e-5)
+        ours, theirs = (one(x, src_key_padding_mask=padded)[:, :5] for one in (found.model, model))
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    assert "no kernels" not in str(found)
+    assert set(found.skipped) == {f"layers.{i}.self_attn{part}" for i in range(2) for part in ("", ".out_proj")}
+
+
+def test_convolutions_are_timed_in_the_memory_format_that_they_run_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    def timed(calls: Any) -> list[float]:
+        with torch.inference_mode():
+            made = [call() for call in calls]
+        seen.append(tuple(one.is_contiguous(memory_format=torch.channels_last) for one in made))  # type: ignore[arg-type]
+        return [1.0] * len(calls)
+
+    monkeypatch.setattr(sparsifying, "least_us", timed)
+    sparsifying._calibrated.cache_clear()
+    model = nn.Conv2d(5, 6, 3).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 5, 9, 9)
+    for given in (x.to(memory_format=torch.channels_last), x):
+        pared.sparsify(model, given)
+    pared.sparsify(nn.Conv2d(5, 6, 3), x)
+    assert seen[0] == seen[2] == (True, True)  # then the network itself, alone
+    assert seen[4] == (False, False)
+    sparsifying._calibrated.cache_clear()

@@ -14,7 +14,7 @@ from pared.nn import FixedAdjacency, Zero, ZeroAttention
 from pared.nn.graph import checked
 from pared.nn.sparse_layer import DERIVED, SparseLayer
 from pared.ops.pattern import Pattern
-from pared.storage import write_atomically
+from pared.storage import read_tensors, write_atomically
 from pared.surgery.apply import refresh_recurrent
 from pared.surgery.stand_in import FUSED, stands_for, unfuse
 from pared.surgery.trace import tensors
@@ -69,17 +69,20 @@ def save(model: nn.Module, path: str | Path) -> Path:
     return path
 
 
-def load(model: Network, path: str | Path, *, device: torch.device | str | None = None) -> Network:
+def load(model: Network, path: str | Path, *, device: torch.device | str | None = None, mmap: bool = False) -> Network:
     """Resize `model`, a fresh instance of the class that was saved, to the file's structure, fill it, and return it.
 
     It may live on the meta device, so that no weight is made twice; it then comes to `device` (the CPU if None). Make
     the optimizer afterwards: parameters of other sizes are new objects. Values come in the model's own type.
 
+    The network keeps nothing of the file. With `mmap`, parameters that are made anew (those of other sizes, and all of a
+    model on the meta device) stay mapped to it, which saves memory; the file must then stay as it is.
+
     Raises:
         RunError: the file is missing, damaged, of a newer format, or of another network; nothing was changed.
     """
     path = Path(path)
-    structure, held = _read(path)
+    structure, held = _read(path, mmap)
     mine = _tensors(model)
     _check_names(path, model, mine, held, structure)
     drawn = {name: held[structure["aliases"].get(name, name)] for name in (*held, *structure["aliases"])}
@@ -119,13 +122,12 @@ def _checksum(structure: Mapping[str, Any], held: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+def _read(path: Path, mmap: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
-            structure = json.loads((file.metadata() or {})[_KEY])
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, held = read_tensors(path, mmap=mmap)
+        structure = json.loads(metadata[_KEY])
         version = structure["format"]
         if type(version) is int and version > FORMAT:
             raise RunError(f"{path} has format {version}, newer than this pared's {FORMAT}; update pared")

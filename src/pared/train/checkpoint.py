@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pared.errors import RunError
-from pared.storage import write_atomically
+from pared.storage import read_tensors, write_atomically
 
 FORMAT = "pared.checkpoint.1"
 
@@ -35,15 +35,13 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         RunError: the file is missing, truncated, or no checkpoint of pared.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise RunError(f"{path} is no checkpoint of this version of pared; start the run anew without --resume")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return _unpack(json.loads(metadata["state"]), tensors)
+        metadata, tensors = read_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise RunError(f"{path} is no checkpoint of this version of pared; start the run anew without --resume")
+        return _unpack(json.loads(metadata["state"]), tensors)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(
             f"{path} cannot be read as a checkpoint ({error}); delete it and resume, or start the run anew"

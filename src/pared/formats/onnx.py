@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +28,6 @@ def export_onnx(model: nn.Module, path: Path, inputs: Sequence[str], *, about: M
     Raises:
         RunError: the two disagree by more than 1e-5.
     """
-    import onnx
-
     example = torch.zeros(2, len(inputs))
     with quiet():
         program = torch.onnx.export(
@@ -45,10 +44,39 @@ def export_onnx(model: nn.Module, path: Path, inputs: Sequence[str], *, about: M
     for key, value in {"inputs": "\n".join(inputs), **(about or {})}.items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
-    onnx.checker.check_model(proto)
-    content = proto.SerializeToString()
+    content = serialized(proto)
     _check(content, model, len(inputs), path)
     write_atomically(path, content)
+
+
+def serialized(proto: Any) -> bytes:
+    """Return an exported model as bytes, its shapes checked in full and free of what tools stumble over.
+
+    The exporter lists initializers among the values with inferred shapes, too, where they say nothing new. A tool that
+    rewrites a weight, as onnxruntime's quantizers do, leaves that entry behind, which then contradicts the weight.
+
+    Raises:
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError: the model is not valid.
+    """
+    import onnx
+
+    _forget_initializers(proto.graph)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+    return proto.SerializeToString()
+
+
+def _forget_initializers(graph: Any) -> None:
+    """Drop the recorded shapes of initializers, in the graphs inside of nodes as well."""
+    known = {item.name for item in graph.initializer}
+    kept = [item for item in graph.value_info if item.name not in known]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else []
+            for one in (*inner, *attribute.graphs):
+                _forget_initializers(one)
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import RunError
-from pared.formats.onnx import quiet
+from pared.formats.onnx import quiet, serialized
 from pared.nn.dense import dense
 from pared.nn.sparse_layer import SparseLayer
 from pared.storage import write_atomically
@@ -90,14 +90,11 @@ def _pt2(model: nn.Module, args: tuple[Tensor, ...], dynamic: bool) -> tuple[byt
 
 
 def _onnx(model: nn.Module, args: tuple[Tensor, ...], dynamic: bool) -> tuple[bytes, Any]:
-    import onnx
     import onnxruntime
 
     program = torch.onnx.export(model, args, dynamic_shapes=_shapes(args, dynamic), dynamo=True, verbose=False)
     assert program is not None
-    proto = program.model_proto
-    onnx.checker.check_model(proto)
-    content = proto.SerializeToString()
+    content = serialized(program.model_proto)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
 

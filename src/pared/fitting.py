@@ -171,7 +171,7 @@ def _measure(
 def _save_point(path: Path, problem: Problem, judge: Judge, point: Point, record: dict[str, Any]) -> Document:
     encoder = problem.encoder.keep(point.inputs.tolist())
     scores = {"validation": {judge.metric.name: record["val_score"]}, "test": record["test_metrics"]}
-    document = Document(point.model, encoder, problem.task, judge.metric.name, scores)
+    document = Document(point.model, encoder, problem.task, judge.metric.name, scores, problem.dialect)
     save_document(path, document)
     return document
 

@@ -85,7 +85,8 @@ class Run:
         """
         from pared.data.source import load_table
 
-        return answer(self.document(point), load_table(data, **dialect).frame)
+        document = self.document(point)
+        return answer(document, load_table(data, **document.reading(), **dialect).frame)
 
     def report(self) -> Path:
         """Write report.html and card.md anew and return the report's path."""

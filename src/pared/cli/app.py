@@ -261,7 +261,9 @@ def predict(
     point: Annotated[
         int | None, typer.Option(help="A point of the front by number, 0 the largest; else the chosen one.")
     ] = None,
-    header: Header = True,
+    header: Annotated[
+        bool | None, typer.Option(help="Whether the first line names the columns.  [default: as in training]")
+    ] = None,
     delimiter: Delimiter = None,
     decimal: Decimal = None,
 ) -> None:
@@ -270,7 +272,8 @@ def predict(
     from pared.run import Run, answer
 
     document = Run.open(run).document(point)
-    frame = load_table(data, header=header, delimiter=escaped(delimiter), decimal=decimal).frame
+    given = {"header": header, "delimiter": escaped(delimiter), "decimal": decimal}
+    frame = load_table(data, **given, **document.reading()).frame
     answers = answer(document, frame)
     for name, count in document.encoder.unseen(frame).items():
         typer.echo(

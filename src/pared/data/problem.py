@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pared.data.dialect import Dialect
 from pared.data.encode import Encoder
 from pared.data.inspect import find_ids, warnings_of
 from pared.data.source import Table
@@ -38,6 +39,7 @@ class Problem:
     test: Part
     columns: tuple[str, ...]
     warnings: tuple[str, ...] = field(default=())
+    dialect: Dialect | None = None
 
 
 def prepare(
@@ -80,7 +82,9 @@ def prepare(
     train = part(split.train)
     tested = part(split.test) if test is None else _test_part(test, task, encoder, weights, notes)
     notes += warnings_of(features, task, task.encode(frame))
-    return Problem(task, encoder, train, part(split.validation), tested, tuple(features.columns), tuple(notes))
+    return Problem(
+        task, encoder, train, part(split.validation), tested, tuple(features.columns), tuple(notes), table.dialect
+    )
 
 
 def _with_target(frame: Any, targets: Sequence[str], notes: list[str]) -> pd.DataFrame:

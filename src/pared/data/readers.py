@@ -5,31 +5,50 @@ import gzip
 import io
 import zlib
 from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pared.errors import DataError
+from pared.data.dialect import MISSING, Dialect
+from pared.errors import ConfigError, DataError
 
-#: Texts that mean "missing", compared after stripping blanks.
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "#N/A", "<NA>")
 DELIMITERS = (",", ";", "\t", "|")
 TEXT = (".csv", ".tsv", ".txt", ".data", ".test")
 
 
 def read_table(
-    source: str | Path, *, header: bool = True, delimiter: str | None = None, decimal: str | None = None
+    source: str | Path, *, header: bool | None = None, delimiter: str | None = None, decimal: str | None = None
 ) -> pd.DataFrame:
+    """Return the table in a file; see `read_with_dialect`."""
+    return read_with_dialect(source, header=header, delimiter=delimiter, decimal=decimal)[0]
+
+
+def read_with_dialect(
+    source: str | Path,
+    *,
+    header: bool | None = None,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    like: Dialect | None = None,
+    texts: Collection[str] = (),
+) -> tuple[pd.DataFrame, Dialect | None]:
     """Return the table in a .csv, .tsv, .txt, .data, .parquet or .arff file, each also with .gz.
 
     Delimiter (comma, semicolon, tab, bar) and decimal mark are detected unless given; without `header` the columns are
     named column_1, column_2, …. Numeric columns come as numbers, the rest as text, missing values as NaN.
 
+    The dialect found is returned, too, None for formats that leave nothing open. `like` is the dialect of a table of the
+    same kind, which decides where the file does not; columns named in `texts` stay text whatever they hold.
+
     Raises:
         DataError: the file is missing, empty, damaged or not the table it claims to be.
+        ConfigError: a delimiter of several characters, or another decimal mark than a point or a comma.
     """
-    path = Path(source)
+    _check_marks(delimiter, decimal)
+    path, dialect = Path(source), None
     content = _content(path)
     suffix = Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
     if suffix == ".parquet":
@@ -39,7 +58,10 @@ def read_table(
 
         frame = parse_arff(path, _decode(path, content))
     elif suffix in TEXT:
-        frame = _delimited(path, _decode(path, content), header, delimiter, decimal)
+        asked = {"header": header, "delimiter": delimiter, "decimal": decimal}
+        frame, dialect = _delimited(path, _decode(path, content), asked, like, texts)
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            dialect = replace(dialect, encoding="utf-16")
     else:
         raise DataError(
             f"{path}: the extension {suffix or '(none)'!r} is not known; use .csv, .tsv, .parquet or .arff, or one "
@@ -47,7 +69,16 @@ def read_table(
         )
     if not len(frame):
         raise DataError(f"{path} holds column names but no rows; give a file with data")
-    return frame
+    return frame, dialect
+
+
+def _check_marks(delimiter: str | None, decimal: str | None) -> None:
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '\r\n"\0'):
+        raise ConfigError(f"the delimiter has to be one character such as ',' or ';', got {delimiter!r}")
+    if decimal not in (None, ".", ","):
+        raise ConfigError(f"the decimal mark has to be '.' or ',', got {decimal!r}")
+    if decimal == "," and delimiter == ",":
+        raise ConfigError("the comma cannot be both delimiter and decimal mark; give another of either")
 
 
 def _content(path: Path) -> bytes:
@@ -95,9 +126,13 @@ def _parquet(path: Path, content: bytes) -> pd.DataFrame:
     return tidy(frame, str(path))
 
 
-def _delimited(path: Path, text: str, header: bool, delimiter: str | None, decimal: str | None) -> pd.DataFrame:
+def _delimited(
+    path: Path, text: str, asked: dict[str, Any], like: Dialect | None, texts: Collection[str]
+) -> tuple[pd.DataFrame, Dialect]:
     lines = text.splitlines()
-    delimiter = delimiter or ("\t" if ".tsv" in path.suffixes else detect_delimiter(lines))
+    known = like or Dialect()
+    header = known.header if asked["header"] is None else asked["header"]
+    delimiter = asked["delimiter"] or ("\t" if ".tsv" in path.suffixes else detect_delimiter(lines, known.delimiter))
     rows, numbers = _rows(text, delimiter)
     if len(rows) > 1 and len(rows[0]) < len(rows[1]) and rows[0][0].lstrip().startswith(("|", "#", "%")):
         rows, numbers = rows[1:], numbers[1:]
@@ -113,9 +148,13 @@ def _delimited(path: Path, text: str, header: bool, delimiter: str | None, decim
     names = [name.strip() for name in rows[0]] if header else [f"column_{i + 1}" for i in range(width)]
     _check_names(names, str(path))
     body = rows[1:] if header else rows
-    decimal = decimal or _detect_decimal(body, delimiter)
+    decimal = asked["decimal"] or _detect_decimal(body, delimiter, known.decimal)
     columns = list(zip(*body, strict=True)) or [()] * width
-    return pd.DataFrame({name: _column(values, decimal) for name, values in zip(names, columns, strict=True)})
+    made = {
+        name: _text(values) if name in texts else _column(values, decimal)
+        for name, values in zip(names, columns, strict=True)
+    }
+    return pd.DataFrame(made), Dialect(header, delimiter, decimal)
 
 
 def _rows(text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
@@ -129,16 +168,19 @@ def _rows(text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
     return rows, numbers
 
 
-def detect_delimiter(lines: list[str]) -> str:
-    """Return the delimiter that splits the first lines into the same number of fields, the most fields winning."""
+def detect_delimiter(lines: list[str], usual: str = ",") -> str:
+    """Return the delimiter that splits the first lines into the same number of fields, the most fields winning.
+
+    Where nothing tells them apart, it is the `usual` one.
+    """
     sample = [line for line in lines[:200] if line.strip()][:100]
-    scores: list[tuple[float, int, str]] = []
-    for delimiter in DELIMITERS:
+    scores: list[tuple[float, int, bool, str]] = []
+    for delimiter in dict.fromkeys((*DELIMITERS, usual)):
         widths = Counter(len(row) for row in csv.reader(sample, delimiter=delimiter, skipinitialspace=True))
         width, count = max(widths.items(), key=lambda item: item[1], default=(1, 0))
         if width > 1:
-            scores.append((round(count / sum(widths.values()), 1), width, delimiter))
-    return max(scores)[2] if scores else ","
+            scores.append((round(count / sum(widths.values()), 1), width, delimiter == usual, delimiter))
+    return max(scores)[-1] if scores else usual
 
 
 def _suspect_delimiter(path: Path, lines: list[str], delimiter: str) -> None:
@@ -155,14 +197,14 @@ def _suspect_delimiter(path: Path, lines: list[str], delimiter: str) -> None:
         )
 
 
-def _detect_decimal(rows: list[list[str]], delimiter: str) -> str:
-    """A comma, if numbers like 1,5 are there and numbers like 1.5 are not; never when the comma separates fields."""
+def _detect_decimal(rows: list[list[str]], delimiter: str, usual: str) -> str:
+    """The mark in most numbers that have one, else the `usual` one; never a comma when the comma separates fields."""
     if delimiter == ",":
         return "."
     cells = [cell.strip() for row in rows[:500] for cell in row]
     commas = sum(_number(cell, ",") is not None and "," in cell for cell in cells)
     points = sum(_number(cell, ".") is not None and "." in cell for cell in cells)
-    return "," if commas > points else "."
+    return usual if commas == points else "," if commas > points else "."
 
 
 def _number(cell: str, decimal: str) -> float | None:
@@ -182,6 +224,11 @@ def _column(values: tuple[str, ...], decimal: str) -> Any:
         whole = column.notna().all() and bool((column % 1 == 0).all()) and bool((column.abs() < 2**53).all())
         return column.astype("int64") if whole else column
     return pd.Series(present, dtype="object")
+
+
+def _text(values: tuple[str, ...]) -> Any:
+    cells = [value.strip() for value in values]
+    return pd.Series([None if cell in MISSING else cell for cell in cells], dtype="object")
 
 
 def _check_names(names: list[str], where: str) -> None:

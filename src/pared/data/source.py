@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 from pandas.util import hash_pandas_object
 
-from pared.data.readers import read_table, tidy
+from pared.data.dialect import Dialect
+from pared.data.readers import read_with_dialect, tidy
 from pared.errors import DataError
 
 BUILTIN = ("digits", "breast-cancer", "wine", "diabetes", "iris")
@@ -17,16 +18,17 @@ BUILTIN = ("digits", "breast-cancer", "wine", "diabetes", "iris")
 
 @dataclass(frozen=True)
 class Table:
-    """A frame, where it came from, the target if the source names one, and the sha256 of its content."""
+    """A frame, where it came from, the target if the source names one, the sha256 of its content, a text's dialect."""
 
     frame: pd.DataFrame
     source: str
     target: str | None
     sha256: str
+    dialect: Dialect | None = None
 
 
 def load_table(source: str | Path | pd.DataFrame, **dialect: Any) -> Table:
-    """Return the table behind `source`; `dialect` is header, delimiter and decimal of `read_table`.
+    """Return the table behind `source`; `dialect` are the keywords of `read_with_dialect`.
 
     Raises:
         DataError: the source cannot be read.
@@ -36,7 +38,7 @@ def load_table(source: str | Path | pd.DataFrame, **dialect: Any) -> Table:
         if not len(frame):
             raise DataError("the data frame has no rows; give a frame with data")
         return Table(frame, "data frame", None, fingerprint(frame))
-    name = str(source)
+    name, found = str(source), None
     if name in BUILTIN:
         frame, target = _builtin(name)
     elif name.startswith("openml:"):
@@ -44,8 +46,8 @@ def load_table(source: str | Path | pd.DataFrame, **dialect: Any) -> Table:
     elif "://" in name:
         raise DataError(f"{name} is an address; pared reads files only, so download it first and give the file")
     else:
-        frame, target = read_table(source, **dialect), None
-    return Table(frame, name, target, fingerprint(frame))
+        (frame, found), target = read_with_dialect(source, **dialect), None
+    return Table(frame, name, target, fingerprint(frame), found)
 
 
 def fingerprint(frame: pd.DataFrame) -> str:

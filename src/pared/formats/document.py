@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from pared._version import __version__
+from pared.data.dialect import Dialect
 from pared.data.encode import Encoder
 from pared.data.task import Task
 from pared.errors import RunError
 from pared.storage import write_atomically
 
-FORMAT, VERSION = "pared.model", 1
+#: Version 2 has the dialect of the training table, "table"; files of version 1 are read without one.
+FORMAT, VERSION, OLDEST = "pared.model", 2, 1
 #: Layers without parameters that a document may name.
 PLAIN: dict[str, type[nn.Module]] = {
     layer.__name__: layer
@@ -32,6 +34,12 @@ class Document:
     task: Task
     metric: str
     scores: Mapping[str, Any]
+    dialect: Dialect | None = None
+
+    def reading(self) -> dict[str, Any]:
+        """Return the keywords with which `load_table` reads new rows as the training table was read."""
+        texts = [column.name for column in self.encoder.columns if column.kind in ("category", "boolean")]
+        return {"like": self.dialect, "texts": texts}
 
 
 def save_document(path: Path, document: Document) -> None:
@@ -52,6 +60,7 @@ def save_document(path: Path, document: Document) -> None:
         "task": document.task.to_json(),
         "metric": document.metric,
         "scores": dict(document.scores),
+        "table": None if document.dialect is None else document.dialect.to_json(),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in document.model.state_dict().items()}
     write_atomically(path.with_suffix(".safetensors"), save(tensors))
@@ -76,16 +85,17 @@ def load_document(path: Path) -> Document:
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise RunError(f"{structure.with_suffix('')} is damaged ({error}); copy or write the model again") from None
     try:
-        if data["format"] != FORMAT or data["version"] != VERSION:
+        if data["format"] != FORMAT or data["version"] not in range(OLDEST, VERSION + 1):
             raise RunError(
-                f"{structure}: expected {FORMAT} version {VERSION}, got {data['format']!r} version "
+                f"{structure}: expected {FORMAT} version {OLDEST} to {VERSION}, got {data['format']!r} version "
                 f"{data['version']!r}; "
                 "use the pared that wrote it"
             )
         model = nn.Sequential(*[_module(layer) for layer in data["layers"]])
         encoder, task = Encoder.from_json(data["encoder"]), Task.from_json(data["task"])
         _fill(model, tensors, len(encoder.inputs), task.outputs, structure)
-        return Document(model.eval(), encoder, task, str(data["metric"]), dict(data["scores"]))
+        dialect = Dialect.from_json(data["table"]) if data.get("table") is not None else None
+        return Document(model.eval(), encoder, task, str(data["metric"]), dict(data["scores"]), dialect)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise RunError(
             f"{structure} is no model document of pared ({type(error).__name__}: {error}); write it again"

@@ -5,6 +5,7 @@ from string import Template
 
 from torch import nn
 
+from pared.data.dialect import Dialect
 from pared.formats.document import Document
 from pared.storage import write_atomically
 
@@ -14,7 +15,10 @@ def write_script(path: Path, document: Document) -> None:
     network = "\n".join(f"    nn.{_describe(layer)}," for layer in document.model)
     task = document.task
     what = f"{task.kind} of {', '.join(task.targets)} from {len(document.encoder.columns)} columns"
-    write_atomically(path, _SCRIPT.substitute(what=what.replace('"', "'").replace("\\", "/"), network=network))
+    table = repr((document.dialect or Dialect()).to_json())
+    what = "".join(letter if letter.isprintable() else f"U+{ord(letter):04X}" for letter in what)
+    what = what.replace('"', "'").replace("\\", "/")
+    write_atomically(path, _SCRIPT.substitute(what=what, network=network, table=table))
 
 
 def _describe(layer: nn.Module) -> str:
@@ -33,7 +37,10 @@ Another point of the front: `python model.py NEW.csv front/03` (its network is r
 
 import csv
 import datetime
+import gzip
+import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -45,7 +52,8 @@ from torch import nn
 NETWORK = nn.Sequential(
 $network
 )
-MISSING = {"", "?", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "none", "#N/A", "<NA>"}
+# How the training table was written, where model.json does not say.
+TABLE = $table
 HERE = Path(__file__).resolve().parent
 
 
@@ -54,6 +62,9 @@ class Model:
 
     def __init__(self, spec, network):
         self.encoder, self.task, self.network = spec["encoder"], spec["task"], network.eval()
+        self.table = spec.get("table") or TABLE
+        self.missing = set(self.table["missing"])
+        self.kinds = {column["name"]: column["kind"] for column in self.encoder["columns"]}
         self.levels = {column["name"]: set(column.get("levels", [])) for column in self.encoder["columns"]}
 
     def encode(self, rows):
@@ -78,7 +89,7 @@ class Model:
         ]
 
     def _input(self, item, value):
-        text = None if value is None or value != value or as_text(value) in MISSING else as_text(value)
+        text = None if value is None or value != value or as_text(value) in self.missing else as_text(value)
         if item["op"] == "missing":
             return float(text is None)
         if item["op"] == "equals":
@@ -89,6 +100,8 @@ class Model:
             number = item["fill"]
         else:
             number = float(text) if item["op"] == "value" else date_part(text, item["part"])
+        if not math.isfinite(number):
+            raise ValueError(f"column {item['column']!r} is not finite: {text}")
         return min(max((number - item["mean"]) / item["scale"], -item["clip"]), item["clip"])
 
 
@@ -109,6 +122,67 @@ def date_part(text, part):
     return float(getattr(moment, part))
 
 
+def read(path, model):
+    """The rows of a text file as dicts, read as the training table was where the file leaves that open."""
+    content = Path(path).read_bytes()
+    content = gzip.decompress(content) if path.endswith(".gz") else content
+    wide = content[:2] in (b"\\xff\\xfe", b"\\xfe\\xff")
+    text = content.decode("utf-16" if wide else "utf-8-sig")
+    usual = model.table
+    delimiter = "\\t" if ".tsv" in Path(path).suffixes else find_delimiter(text.splitlines(), usual["delimiter"])
+    rows = [row for row in split(io.StringIO(text), delimiter) if len(row) > 1 or "".join(row).strip()]
+    if len(rows) > 1 and len(rows[0]) < len(rows[1]) and rows[0][0].lstrip()[:1] in ("|", "#", "%"):
+        del rows[0]
+    if any(len(row) != len(rows[0]) for row in rows):
+        raise ValueError(f"rows of different lengths, separated by {delimiter!r}")
+    numbered = [f"column_{i + 1}" for i in range(len(rows[0]) if rows else 0)]
+    names = [name.strip() for name in rows.pop(0)] if usual["header"] and rows else numbered
+    comma = delimiter != "," and find_decimal(rows, usual["decimal"]) == ","
+    numeric = [comma and model.kinds.get(name) == "number" for name in names]
+    return [
+        {name: plain(cell) if is_number else cell for name, cell, is_number in zip(names, row, numeric)} for row in rows
+    ]
+
+
+def split(lines, delimiter):
+    """Rows of fields."""
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+
+
+def find_delimiter(lines, usual):
+    """What splits most of the first lines into equally many fields, the more the better; else the usual one."""
+    sample, best = [line for line in lines[:200] if line.strip()][:100], (0, 0, False, usual)
+    for delimiter in {*",;\\t|", usual}:
+        widths = [len(row) for row in split(sample, delimiter)]
+        width = max(widths, key=widths.count, default=1)
+        if width > 1:
+            share = round(widths.count(width) / len(widths), 1)
+            best = max(best, (share, width, delimiter == usual, delimiter))
+    return best[-1]
+
+
+def find_decimal(rows, usual):
+    """The mark in most numbers that have one, else the usual one."""
+    cells = [cell.strip() for row in rows[:500] for cell in row]
+    commas = sum("," in cell and is_float(plain(cell)) for cell in cells)
+    points = sum("." in cell and is_float(cell) for cell in cells)
+    return usual if commas == points else "," if commas > points else "."
+
+
+def plain(cell):
+    """A number with a decimal comma as one with a point."""
+    return cell.replace(".", "x").replace(",", ".")
+
+
+def is_float(text):
+    """Whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def load(stem="model"):
     """The model, or the point of the front, whose files begin with `stem`."""
     spec = json.loads((HERE / f"{stem}.json").read_text(encoding="utf-8"))
@@ -122,14 +196,10 @@ def load(stem="model"):
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        file.seek(0)
-        delimiter = max(",;\\t|", key=first.count)
-        rows = list(csv.DictReader(file, delimiter=delimiter, skipinitialspace=True))
     try:
-        answers = load(*sys.argv[2:3]).predict(rows)
-    except ValueError as error:
+        model = load(*sys.argv[2:3])
+        answers = model.predict(read(sys.argv[1], model))
+    except (ValueError, OSError, EOFError) as error:
         sys.exit(f"{sys.argv[1]}: {error}")
     for answer in answers:
         print(json.dumps(answer, ensure_ascii=False))

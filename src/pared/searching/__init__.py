@@ -192,7 +192,7 @@ class _Work:
         name = f"trials/{place:03d}.safetensors"
         record = measure_point(judge, point, problem.test, file=name, seed=self.asked.settings.seed)
         scores = {"validation": {judge.metric.name: record["val_score"]}, "test": record["test_metrics"]}
-        document = Document(point.model, problem.encoder, problem.task, judge.metric.name, scores)
+        document = Document(point.model, problem.encoder, problem.task, judge.metric.name, scores, problem.dialect)
         save_document(self.folder / name, document)
         return {"place": place, **record}
 

@@ -72,7 +72,8 @@ class Search:
         """Return one row of answers for each row of `data`, by a trial's network; by the best when None."""
         from pared.data.source import load_table
 
-        return answer(self.document(record or self.best()), load_table(data).frame)
+        document = self.document(record or self.best())
+        return answer(document, load_table(data, **document.reading()).frame)
 
     def table(self) -> str:
         """Return the front as text, and what it took."""

@@ -182,6 +182,12 @@ def test_show_report_and_predict(finished: Path, run: Run, tmp_path: Path) -> No
     np.testing.assert_allclose(answers.iloc[:, 1:].sum(axis=1), 1.0)
     code, out, _ = run("predict", "run", "new.csv", "--point", "0")
     assert out.startswith("prediction,")
+    assert run("predict", "run", "new.csv", "--point", "0", "-o", "-")[1] == out
+    assert not (tmp_path / "-").exists()
+    (tmp_path / "link.csv").symlink_to("out.csv")
+    assert run("predict", "run", "new.csv", "--point", "0", "-o", "link.csv")[0] == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "out.csv").read_text() == out
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`pared fit`, `search`, `predict`, `report`, `show`; nothing heavy is imported first, so `--help` answers at once."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from pared.cli.options import (
     floats,
     folder_name,
     integers,
+    print_bytes,
 )
 from pared.errors import DataError, ParedError
 
@@ -161,7 +163,7 @@ def fit(
             **options,
         )
     if as_json:
-        typer.echo(json.dumps(run.summary, indent=1, ensure_ascii=False))
+        print_bytes(json.dumps(run.summary, indent=1, ensure_ascii=False) + "\n")
     elif not quiet:
         typer.echo(run.table())
         typer.echo(f"\nreport: {run.folder / 'report.html'}")
@@ -243,7 +245,7 @@ def search(
             **{key: value for key, value in given.items() if value is not None},
         )
     if as_json:
-        typer.echo(json.dumps(found.summary, indent=1, ensure_ascii=False))
+        print_bytes(json.dumps(found.summary, indent=1, ensure_ascii=False) + "\n")
     elif not quiet:
         typer.echo(found.table())
     if found.summary["interrupted"]:
@@ -256,7 +258,7 @@ def predict(
     run: RunFolder,
     data: Annotated[str, typer.Argument(help="The table with new rows.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The .csv to write; standard output when absent.")
+        Path | None, typer.Option("--out", "-o", help="The .csv to write, - for standard output.  [default: -]")
     ] = None,
     point: Annotated[
         int | None, typer.Option(help="A point of the front by number, 0 the largest; else the chosen one.")
@@ -280,12 +282,12 @@ def predict(
             f"warning: column {name!r} holds values never seen in training in {count} row{'s' * (count != 1)}", err=True
         )
     text = answers.to_csv(index=False)
-    if out is None:
-        typer.echo(text, nl=False)
+    if out is None or str(out) == "-":
+        print_bytes(text)
         return
-    from pared.storage import write_atomically
+    from pared.storage import write_named
 
-    write_atomically(out, text)
+    write_named(out, text)
     typer.echo(f"{len(answers)} rows written to {out}", err=True)
 
 
@@ -306,7 +308,10 @@ def show(
     from pared.run import Run
 
     opened = Run.open(run)
-    typer.echo(json.dumps(opened.summary, indent=1, ensure_ascii=False) if as_json else opened.table())
+    if as_json:
+        print_bytes(json.dumps(opened.summary, indent=1, ensure_ascii=False) + "\n")
+    else:
+        typer.echo(opened.table())
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:
@@ -325,6 +330,9 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line: mistakes end in one sentence and status 2, an interrupt in status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without our letters gets them as escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except ParedError as error:

@@ -1,11 +1,13 @@
 """Options that several commands share."""
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pared.errors import ConfigError
+from pared.errors import ConfigError, RunError
 
 Target = Annotated[list[str] | None, typer.Option(help="The column to predict; several times to regress several.")]
 Test = Annotated[str | None, typer.Option(help="A separate table to report on.")]
@@ -47,6 +49,29 @@ def floats(text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"--strength must be two numbers such as 1e-3,0.3; got {text!r}") from None
+
+
+def print_bytes(text: str) -> None:
+    """Write what other programs read to standard output, as UTF-8 whatever the terminal's letters are.
+
+    Raises:
+        RunError: standard output is closed or full.
+    """
+    from pared.storage import encoded
+
+    if sys.stdout is None:
+        raise RunError("standard output is closed, so there is nowhere to write; give a file with --out")
+    sys.stdout.flush()
+    try:
+        with contextlib.suppress(AttributeError):
+            sys.stdout.buffer.write(encoded(text))
+            sys.stdout.buffer.flush()
+            return
+        sys.stdout.write(text)  # a stand-in that takes text only
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RunError(f"standard output could not be written ({error.strerror})") from None
 
 
 def escaped(delimiter: str | None) -> str | None:

@@ -14,7 +14,7 @@ from pared.errors import RunError
 from pared.formats.onnx import quiet, serialized
 from pared.nn.dense import dense
 from pared.nn.sparse_layer import SparseLayer
-from pared.storage import write_atomically
+from pared.storage import write_named
 
 #: Largest difference to torch, relative to the largest output (but at least to 1).
 TOLERANCE = 1e-5
@@ -54,7 +54,7 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
     finally:
         for module, training in flags:
             module.training = training
-    write_atomically(path, content)
+    write_named(path, content)
     return path
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from pared.report.html import LIMITS, headline
 from pared.report.reading import RunRecord, read_run
 from pared.report.table import render_table
-from pared.storage import write_atomically
+from pared.storage import write_named
 
 
 def write_card(folder: Path) -> Path:
     """Write card.md into a finished run folder and return its path."""
     path = folder / "card.md"
-    write_atomically(path, render_card(read_run(folder)))
+    write_named(path, render_card(read_run(folder)))
     return path
 
 

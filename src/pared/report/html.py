@@ -6,7 +6,7 @@ from pathlib import Path
 from pared.report import figures
 from pared.report.reading import RunRecord, read_run
 from pared.report.table import HEAD, rows, sentences
-from pared.storage import write_atomically
+from pared.storage import write_named
 
 LIMITS = (
     "Scores are of one split; the interval is for the test rows only, not for another split or seed.",
@@ -27,7 +27,7 @@ def standalone(figure: str) -> str:
 def write_report(folder: Path) -> Path:
     """Write report.html into a finished run folder and return its path."""
     path = folder / "report.html"
-    write_atomically(path, render_html(read_run(folder)))
+    write_named(path, render_html(read_run(folder)))
     return path
 
 

@@ -14,7 +14,7 @@ from pared.nn import FixedAdjacency, Zero, ZeroAttention
 from pared.nn.graph import checked
 from pared.nn.sparse_layer import DERIVED, SparseLayer
 from pared.ops.pattern import Pattern
-from pared.storage import read_tensors, write_atomically
+from pared.storage import read_tensors, write_named
 from pared.surgery.apply import refresh_recurrent
 from pared.surgery.stand_in import FUSED, stands_for, unfuse
 from pared.surgery.trace import tensors
@@ -65,7 +65,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         raise RunError(
             f"{path} cannot hold this network ({error}); use real floating-point and integer tensors"
         ) from None
-    write_atomically(path, content)
+    write_named(path, content)
     return path
 
 

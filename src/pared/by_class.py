@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from pared.errors import ConfigError, RunError
 from pared.optim import ClassRateSGD
-from pared.train.batches import Loss, length, train_on
+from pared.train.batches import Loss, train_on
 from pared.train.checkpoint import generator_for, load_state, save_state
 from pared.train.context import Observer
+from pared.train.feed import Feed
 from pared.train.resuming import claim, generator_states, set_generator_states
 
 #: After fewer epochs than these a network that knows no more than how frequent classes are may just be slow.
@@ -105,7 +106,8 @@ def train_by_class(
     """
     cutoffs = sorted(set(cutoffs))
     _check(cutoffs, epochs, restarts, options)
-    steps = length(train_loader)
+    feed = Feed(train_loader, model)
+    steps = feed.steps
     halves = (steps // 2, steps - steps // 2) if steps > 1 else 1
 
     def make(net: nn.Module, rate: float) -> ClassRateSGD:
@@ -124,7 +126,7 @@ def train_by_class(
         "options": repr(options),
         "start": model.state_dict(),
     }
-    run = _Run(model, train_loader, validate, loss, make, cutoffs, epochs, groups, seed)
+    run = _Run(model, feed, validate, loss, make, cutoffs, epochs, groups, seed)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
     if run.folder is not None:
@@ -139,7 +141,7 @@ class _Run:
     """One call of `train_by_class`."""
 
     start: nn.Module
-    loader: Iterable[Any]
+    feed: Feed
     validate: Callable[[nn.Module], float]
     loss: Loss
     make: Callable[[nn.Module, float], ClassRateSGD]
@@ -235,7 +237,7 @@ class _Run:
             return optimizer.classes(y if self.groups is None else self.groups(x, y))
 
         with _seeded(generator_for(self.seed, epoch).initial_seed(), device):
-            loss = train_on(model, optimizer, self.loader, self.loss, around=around)
+            loss = train_on(model, optimizer, self.feed, self.loss, around=around)
         seconds = time.perf_counter() - began
         self.observer.epoch({**about, "epoch": epoch, "epochs": self.epochs, "loss": loss, "seconds": seconds})
         return loss
@@ -252,10 +254,10 @@ class _Run:
     def _uninformed(self) -> float:
         """The cross-entropy of an answer that is the same for all samples, or infinity where targets are no classes."""
         if self.counts is None:
-            before = generator_states(self.loader)
+            before = generator_states(self.feed.loader)
             with _seeded(0, torch.device("cpu")):
-                ys = [batch[1] for batch in self.loader]
-            set_generator_states(self.loader, before)
+                ys = [batch[1] for batch in self.feed]
+            set_generator_states(self.feed.loader, before)
             plain = all(isinstance(y, Tensor) and y.ndim == 1 and not y.is_floating_point() for y in ys)
             known = torch.cat(ys) if plain else torch.zeros(0, dtype=torch.long)
             self.counts = known[known >= 0].bincount()  # those below 0 are of no account to the loss
@@ -277,14 +279,14 @@ class _Run:
                 "optimizer": kept,
                 "epoch": epoch,
                 "loss": loss,
-                "generators": generator_states(self.loader),
+                "generators": generator_states(self.feed.loader),
             }
         )
 
     def _fill(self, model: nn.Module, optimizer: ClassRateSGD, state: State) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        set_generator_states(self.loader, state["generators"])
+        set_generator_states(self.feed.loader, state["generators"])
 
     def _save(self, name: str, state: Mapping[str, Any]) -> None:
         if self.folder is not None:

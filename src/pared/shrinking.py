@@ -20,9 +20,10 @@ from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Shrink, UnitMethod, UnitSession
 from pared.methods.strengths import TowardSize
-from pared.train.batches import Loss, call, first_rows, length, pair, recalibrate, train_on
+from pared.train.batches import Loss, call, first_rows, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
+from pared.train.feed import Feed
 from pared.train.resuming import claim, generator_states, set_generator_states
 from pared.train.shrunk import PER_DECADE, Shrunk, Smaller, candidates, check_drop, choose, fits, front
 
@@ -90,13 +91,14 @@ def shrink(
     """
     wishes = {"max_drop": max_drop, "max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
     _check(wishes, epochs=epochs, fine_tune=fine_tune, dense_epochs=dense_epochs, smallest=smallest)
-    steps = length(train_loader)
     start = surgery.bare(model)
+    feed = Feed(train_loader, start)
+    steps = feed.steps
     if method is None:
         least = max(1, round(smallest * parameters(start))) if max_params is None else max_params
         goal = max(1, round(0.8 * least)) if max_params is not None else least
         method = Shrink(TowardSize(goal), every=max(1, steps // 4), lr_scale=_lr_scale(optimizer, epochs * steps))
-    run = _Run(start, train_loader, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs, steps)
+    run = _Run(start, feed, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
     return run.learn({name: limit for name, limit in wishes.items() if limit is not None})
@@ -107,7 +109,7 @@ class _Run:
     """One call of `shrink`, phase by phase."""
 
     start: nn.Module
-    loader: Iterable[Any]
+    feed: Feed
     validate: Callable[[nn.Module], float]
     loss: Loss
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -115,17 +117,18 @@ class _Run:
     epochs: int
     fine_tune: int
     dense_epochs: int
-    steps: int
     observer: Observer = field(default_factory=Observer)
     folder: Path | None = None
     events: list[Event] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     taken: list[list[Any]] = field(default_factory=list)
-    example: Any = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps an epoch."""
+        return self.feed.steps
 
     def learn(self, wishes: dict[str, float]) -> Shrunk:
-        device = next(self.start.parameters()).device
-        self.example = pair(next(iter(self.loader)), device)[0]
         session = self._bind()
         self._check_size(session, wishes)
         self._claim()
@@ -160,7 +163,7 @@ class _Run:
         optimizer = self.optimizer(model.parameters())
         total = self.epochs * self.steps
         session = self.method.bind(
-            model, optimizer, self.example, total_steps=total, steps_per_epoch=self.steps, generator=_generator()
+            model, optimizer, self.feed.example, total_steps=total, steps_per_epoch=self.steps, generator=_generator()
         )
         session.on_event = self._tell
         self.events = session.events
@@ -185,7 +188,7 @@ class _Run:
             began = time.perf_counter()
             passed: list[tuple[nn.Module, float]] = []
             watch = partial(self._watch, session, passed, min((point.params for point in snapshots), default=math.inf))
-            loss = train_on(model, optimizer, self.loader, self.loss, session=session, after_step=watch)
+            loss = train_on(model, optimizer, self.feed, self.loss, session=session, after_step=watch)
             passed.append((session.realize(), session.strength))
             points = [self._taken(small, epoch, strength) for small, strength in passed]
             snapshots += points
@@ -211,7 +214,7 @@ class _Run:
             passed.append((session.realize(), session.strength))
 
     def _taken(self, small: nn.Module, epoch: int, strength: float) -> Smaller:
-        recalibrate(small, self.loader)
+        recalibrate(small, self.feed)
         return self._judged(small, epoch, strength)
 
     def _tune_all(self, points: list[Smaller]) -> None:
@@ -231,14 +234,14 @@ class _Run:
         optimizer = self.optimizer(model.parameters())
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * self.steps)
         for epoch in range(epochs):
-            loss = train_on(model, optimizer, self.loader, self.loss, after_step=schedule.step)
+            loss = train_on(model, optimizer, self.feed, self.loss, after_step=schedule.step)
             self.observer.epoch({"phase": phase, "epoch": epoch, "loss": loss, "params": parameters(model)})
         model.zero_grad(set_to_none=True)
 
     # --- measuring ---
 
     def _judged(self, model: nn.Module, epoch: int = -1, strength: float = 0.0) -> Smaller:
-        row = first_rows(self.example, 1)
+        row = first_rows(self.feed.example, 1)
         with threads(1), torch.inference_mode():
             model.eval()
             taken = latency_us(lambda: call(model, row))
@@ -270,14 +273,14 @@ class _Run:
         if path is None or after is None or not (path.exists() and after.exists()):
             return False
         surgery.load(model, path)
-        set_generator_states(self.loader, load_state(after)["generators"])
+        set_generator_states(self.feed.loader, load_state(after)["generators"])
         return True
 
     def _keep(self, model: nn.Module, name: str) -> None:
         path, after = self._path(name), self._path(f"{name}-generator")
         if path is not None and after is not None:
             surgery.save(model, path)
-            save_state(after, {"generators": generator_states(self.loader)})
+            save_state(after, {"generators": generator_states(self.feed.loader)})
 
     def _claim(self) -> None:
         """Make the folder, or make sure that it holds this very run."""
@@ -306,7 +309,7 @@ class _Run:
             "session": session.state_dict(),
             "epoch": points[-1].epoch + 1,
             "taken": self.taken,
-            "generators": generator_states(self.loader),
+            "generators": generator_states(self.feed.loader),
         }
         save_state(self.folder / "shrink.safetensors", state)
 
@@ -318,7 +321,7 @@ class _Run:
             return 0
         state = load_state(path)
         session.load_state_dict(state["session"])
-        set_generator_states(self.loader, state["generators"])
+        set_generator_states(self.feed.loader, state["generators"])
         self.taken = list(state["taken"])
         for number, (epoch, strength) in enumerate(self.taken):
             model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{number:04d}") or "")

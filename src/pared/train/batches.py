@@ -64,14 +64,21 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int = 30) -> N
     if not norms:
         return
     device, momenta = next(model.parameters()).device, [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain mean
-    model.train()
-    for batch in islice(loader, batches):
-        call(model, pair(batch, device)[0])
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    count = 0
+    try:
+        for batch in islice(loader, batches):
+            if not count:
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # torch's word for a plain mean
+                model.train()
+            call(model, pair(batch, device)[0])
+            count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if not count:
+        raise DataError("the training loader gave no batch; give one that can be gone through again and again")
 
 
 def length(loader: Iterable[Any]) -> int:
@@ -88,8 +95,15 @@ def length(loader: Iterable[Any]) -> int:
             "data set or a list of batches does"
         ) from None
     if batches < 1:
-        raise ConfigError("train_loader is empty")
+        raise ConfigError(f"train_loader is empty{_why_empty(loader)}")
     return batches
+
+
+def _why_empty(loader: Any) -> str:
+    size = getattr(loader, "batch_size", None)
+    if not isinstance(size, int) or not getattr(loader, "drop_last", False):
+        return ""
+    return f": with drop_last=True, batch_size={size} is more than the rows there are; lower it"
 
 
 def call(model: nn.Module, x: Any) -> Any:

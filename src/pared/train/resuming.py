@@ -1,6 +1,7 @@
 """What runs that go on in a folder share: whose folder it is, and where a loader's random numbers were."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def set_generator_states(loader: Any, states: Sequence[Tensor]) -> None:
     """Put a loader's generators where they were."""
     for one, state in zip(_generators(loader), states, strict=True):
         one.set_state(state)
+
+
+@contextmanager
+def kept_generators(loader: Any) -> Iterator[None]:
+    """Let what is drawn inside of the block, by a loader's generators or torch's own, be drawn as if it had not been."""
+    before = generator_states(loader)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        set_generator_states(loader, before)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -1,5 +1,6 @@
 """`pared.fit`: from a table to a run folder with the whole front."""
 
+import math
 import shutil
 import tempfile
 import time
@@ -88,6 +89,7 @@ def fit(
     if resume and (path / "summary.json").exists():
         run = Run.open(path)
         if not run.summary["interrupted"]:
+            _finish(run, folder)
             return run
     with threads(asked.settings.threads):
         return _learn(asked, folder, observer or Observer(), began)
@@ -103,8 +105,8 @@ def _learn(asked: Asked, folder: RunFolder, observer: Observer, began: float) ->
     if settings.switch_init == "ones" and reach < 1.5:
         observer.note(
             f"warning: {context.epochs * context.steps_per_epoch} steps of {settings.lr:g} can hardly bring a "
-            "switch from 1 to 0, "
-            "so little will die; raise --epochs or --lr"
+            "switch from 1 to 0, so little will die; raise --epochs to "
+            f"{math.ceil(1.5 / settings.lr / context.steps_per_epoch)} or more, or --lr"
         )
     folder.truncate(_finished_epochs(folder))
     front = learn_front(context)
@@ -122,10 +124,19 @@ def _learn(asked: Asked, folder: RunFolder, observer: Observer, began: float) ->
     }
     write_summary(folder, summary)
     run = Run.open(folder.path)
-    run.report()
-    if not front.interrupted:
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    _finish(run, folder)
     return run
+
+
+def _finish(run: Run, folder: RunFolder) -> None:
+    """Do what comes after summary.json, all of it again where it was cut off: the last thing to go are the checkpoints."""
+    whole = all((folder.path / name).exists() for name in ("report.html", "card.md"))
+    if not whole or any(folder.checkpoints.iterdir()):
+        run.report()
+    for partial in folder.path.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
+    if not run.summary["interrupted"]:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
 
 
 def _measure(

@@ -278,6 +278,23 @@ def test_killed_runs_resume_bit_equally(finished: Path, tmp_path: Path) -> None:
     assert strip[0] == strip[1]
 
 
+def test_what_was_cut_off_after_the_summary_is_done_on_resuming(finished: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copy(finished / "good.csv", tmp_path)
+    words = ("fit", "good.csv", "--target", "y", "--hidden", "8,8", "--epochs", "30", "--lr", "0.02", "--quiet")
+    whole = tmp_path / "run"
+    shutil.copytree(finished / "run", whole)
+    (whole / "report.html").write_text("of an interrupted run")
+    (whole / "card.md").unlink()
+    (whole / ".report.html.partial").write_text("<!doc")
+    (whole / "checkpoints").mkdir()
+    (whole / "checkpoints/dense.safetensors").write_bytes(b"")
+    assert run(*words, "--out", whole, "--resume")[0] == 0
+    assert {p.name for p in whole.iterdir()} == {p.name for p in (finished / "run").iterdir()}
+    assert (whole / "report.html").read_text() == (finished / "run/report.html").read_text()
+    assert run(*words, "--out", whole, "--resume")[0] == 0
+    assert not (whole / "checkpoints").exists()
+
+
 def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(finished: Path, tmp_path: Path) -> None:
     _, process = start(finished, tmp_path, "--epochs", "2000")
     process.send_signal(signal.SIGINT)

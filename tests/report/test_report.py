@@ -6,8 +6,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pared.report.card import render_card
+from pared.report.card import fenced, plain, render_card
 from pared.report.charts import Series, chart, heatmap, number
 from pared.report.html import headline, render_html
 from pared.report.reading import RunRecord
@@ -140,3 +142,14 @@ def test_numbers_and_long_lists_are_short() -> None:
     assert shortened([str(i) for i in range(30)]).endswith("11 and 18 more")
     run = record()
     assert run.summary == copy.deepcopy(run.summary)
+
+
+@given(st.text(max_size=60))
+def test_what_comes_from_the_data_is_no_markdown(text: str) -> None:
+    shown = plain(text)
+    assert "\n" not in shown
+    assert re.sub(r"\\([^\w\s]|_)", r"\1", shown) == " ".join(text.split())
+    assert not re.search(r"[`*_<>|\[\]]", re.sub(r"\\.", "", shown))
+    fence, *body, last = fenced(text).split("\n")
+    assert fence == last
+    assert fence not in "\n".join(body)

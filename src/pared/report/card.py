@@ -1,5 +1,6 @@
 """A card in Markdown: what the model is, what it was judged on, what it is not."""
 
+import re
 from pathlib import Path
 
 from pared.report.html import LIMITS, headline
@@ -19,12 +20,12 @@ def render_card(run: RunRecord) -> str:
     """Return the card."""
     summary, data, show = run.summary, run.summary["data"], run.metric.format
     low, high = summary["test_interval"]
-    warnings = "".join(f"- {line}\n" for line in data["warnings"]) or "- none\n"
+    warnings = "".join(f"- {plain(line)}\n" for line in data["warnings"]) or "- none\n"
     scores = "".join(
         f"| {name.replace('_', ' ')} | {value:.4f} |\n" for name, value in summary["chosen"]["test_metrics"].items()
     )
     limits = "".join(f"- {line}\n" for line in LIMITS)
-    return f"""# {", ".join(summary["task"]["targets"])} from {data["source"]}
+    return f"""# {plain(", ".join(summary["task"]["targets"]))} from {plain(str(data["source"]))}
 
 {headline(run)}
 
@@ -35,9 +36,7 @@ Test {run.metric.label}: {show(summary["chosen"]["test_score"])}, 95 % interval 
 {scores}
 ## Front
 
-```
-{render_table(run)}
-```
+{fenced(render_table(run))}
 
 ## Data
 
@@ -58,5 +57,16 @@ Warnings:
 {limits}
 ## Run
 
-`{summary["command"]}`
+{fenced(summary["command"])}
 """
+
+
+def plain(text: str) -> str:
+    """Return `text` on one line, such that Markdown and HTML show it as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+\-.!|~&$])", r"\\\1", " ".join(text.split()))
+
+
+def fenced(text: str) -> str:
+    """Return `text` as a block of code, whose fence is longer than any row of backticks in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"

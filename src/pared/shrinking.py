@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import ConfigError
+from pared.errors import ConfigError, warn
 from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Shrink, UnitMethod, UnitSession
@@ -130,6 +130,7 @@ class _Run:
 
     def learn(self, wishes: dict[str, float]) -> Shrunk:
         session = self._bind()
+        start = _factors(session)
         self._check_size(session, wishes)
         self._claim()
         dense = self._timed("dense", self._dense)
@@ -147,7 +148,10 @@ class _Run:
             self.observer.note("interrupted: keeping what there is")
         found = front(points) or [dense]
         chosen, because = choose(dense, found, wishes)
-        return Shrunk(chosen, because, found, dense, self.events, self.seconds, interrupted)
+        why = "" if found != [dense] or interrupted else self._why_nothing(session, start, snapshots)
+        if why:
+            warn(why)
+        return Shrunk(chosen, because, found, dense, self.events, self.seconds, interrupted, why)
 
     # --- phases ---
 
@@ -237,6 +241,33 @@ class _Run:
             loss = train_on(model, optimizer, self.feed, self.loss, after_step=schedule.step)
             self.observer.epoch({"phase": phase, "epoch": epoch, "loss": loss, "params": parameters(model)})
         model.zero_grad(set_to_none=True)
+
+    def _why_nothing(self, session: UnitSession, start: dict[str, Tensor], snapshots: Sequence[Smaller]) -> str:
+        """Why the dense network is all there is, and what would have been enough, as far as it can be told."""
+        steps = session.steps
+        if self.events or not snapshots:
+            least = min((point.params for point in snapshots), default=session.params)
+            return (
+                f"the network hardly shrank: {steps} steps left {least:,} of {session.start_params:,} parameters, so the dense "
+                "network comes back; raise epochs, the learning rate or the method's strength"
+            )
+        pace = ""
+        fallen = [
+            (float(was[k]), float(is_[k])) for was, is_ in _pairs(start, session) for k in [int((is_ / was).argmin())]
+        ]
+        if fallen:
+            was, now = min(fallen, key=lambda pair: pair[1] / pair[0])
+            enough = math.ceil(steps * was / (was - now)) if now < was else 0
+            pace = f"; no factor fell further than from {was:.3g} to {now:.3g}"
+            pace += (
+                f", and at this pace 0 takes about {enough} steps ({math.ceil(enough / self.steps)} epochs)"
+                if enough
+                else ""
+            )
+        return (
+            f"nothing died in {steps} steps, so the dense network comes back{pace}; raise epochs, the learning rate or the "
+            "method's strength"
+        )
 
     # --- measuring ---
 
@@ -342,6 +373,19 @@ def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     if not 0.0 < smallest < 1.0:
         raise ConfigError(f"smallest must be between 0 and 1, got {smallest}")
+
+
+@torch.no_grad()
+def _factors(session: UnitSession) -> dict[str, Tensor]:
+    """What each switch multiplies by, (factors,)."""
+    return {name: switch.factors().detach().abs().clone() for name, switch in session.switches.items()}
+
+
+def _pairs(start: dict[str, Tensor], session: UnitSession) -> list[tuple[Tensor, Tensor]]:
+    """Factors then and now, of switches that have as many."""
+    now = _factors(session)
+    found = [(start[name], now[name]) for name in start.keys() & now.keys()]
+    return [(was, is_) for was, is_ in found if was.shape == is_.shape and bool((was > 0).all())]
 
 
 def _lr_scale(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], steps: int) -> float:

@@ -38,9 +38,7 @@ def score(model: nn.Module) -> float:
 
 
 def loader(size: int, **options: Any) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(
-        TensorDataset(X, Y), size, shuffle=True, generator=torch.Generator().manual_seed(1), **options
-    )
+    return DataLoader(TensorDataset(X, Y), size, shuffle=True, generator=torch.Generator().manual_seed(1), **options)
 
 
 class Unknown:
@@ -139,6 +137,7 @@ def test_a_feed_draws_nothing_from_the_loaders_generator() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.filterwarnings("ignore:nothing died", "ignore:the network hardly shrank")
 @pytest.mark.parametrize("size", [9, 16])
 def test_one_batch_an_epoch_is_enough(size: int) -> None:
     _shrunk(network(), loader(size))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared import surgery
-from pared.errors import SurgeryError
+from pared.errors import SurgeryError, warn
 from pared.methods.binding import check_bindable, check_strength, check_total
 from pared.methods.parts import Parts
 from pared.methods.session import Session
@@ -101,6 +101,11 @@ class UnitMethod(Method):
             ) from None
         _refuse_several(type(self).__name__)
         check_bindable(net, optimizer)
+        if total_steps is not None and every > total_steps:
+            warn(
+                f"{type(self).__name__} removes dead units every {every} steps, and the run has {total_steps}: none "
+                f"leaves before realize(); let every be at most {total_steps}"
+            )
         return UnitSession(
             model,
             optimizer,

@@ -59,7 +59,9 @@ class Feed:
         device = next(self._model.parameters()).device
         for batch in self.loader:
             return pair(batch, device)[0]
-        raise DataError("train_loader gave no batch, although its length is not 0; give one that can be gone through again")
+        raise DataError(
+            "train_loader gave no batch, although its length is not 0; give one that can be gone through again"
+        )
 
     def _needs_two(self, x: Any) -> str | None:
         """The batch norm that cannot train on the one row `x`, if there is one; a network is asked once."""
@@ -70,7 +72,10 @@ class Feed:
     def _tell(self, found: str) -> None:
         if not self._told:
             self._told = True
-            warn(f"{found} one row, of which {self._norm} cannot take statistics: left out; drop_last=True of the DataLoader does the same")
+            warn(
+                f"{found} one row, of which {self._norm} cannot take statistics: left out; drop_last=True of the "
+                "DataLoader does the same"
+            )
 
 
 def rows(batch: Any) -> int | None:
@@ -99,7 +104,9 @@ class _Found(Exception):
 
 def _norm_without_statistics(model: nn.Module, x: Any) -> str | None:
     """The name of the first batch norm that is given one value a channel when `model` takes `x` while it trains."""
-    norms = {module: name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    norms = {
+        module: name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
     if not norms:
         return None
     device = next(model.parameters()).device
@@ -111,7 +118,7 @@ def _norm_without_statistics(model: nn.Module, x: Any) -> str | None:
 
         def look(norm: nn.Module, args: tuple[Any, ...]) -> None:
             if args[0].numel() == args[0].shape[1]:
-                raise _Found(norms[norm])
+                raise _Found(next(name for one, name in norms.items() if one is norm))
 
         handles = [norm.register_forward_pre_hook(look) for norm in training]
         try:
@@ -119,7 +126,7 @@ def _norm_without_statistics(model: nn.Module, x: Any) -> str | None:
                 call(model, moved(x, device))
         except _Found as found:
             return f"{type(model.get_submodule(str(found))).__name__} {str(found)!r}"
-        except Exception:  # noqa: BLE001 - a network that cannot take one row says so itself when it is trained
+        except Exception:
             return None
         finally:
             for handle in handles:

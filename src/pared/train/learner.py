@@ -48,6 +48,12 @@ def learn_front(context: Context) -> Front:
     began = time.perf_counter()
     shrunk = [point for point in snapshots if point.params <= SHRUNK * dense.params]
     points = candidates(shrunk or snapshots)
+    if not shrunk and not interrupted:
+        least = min(point.params for point in snapshots)
+        context.observer.note(
+            f"warning: {context.epochs * context.steps_per_epoch} steps left {least:,} of {dense.params:,} parameters, more than "
+            "half; raise --epochs, --lr or the second number of --strength"
+        )
     try:
         if not interrupted:
             points = front(_tuned(context, dense, points))

@@ -45,7 +45,8 @@ class Shrunk:
     """What came out of `pared.shrink`.
 
     `model` is the plain network that was chosen, `because` says why; `front` has one of every size that no smaller one
-    equals, largest first; `dense` is the reference. `events` says what died when.
+    equals, largest first; `dense` is the reference. `events` says what died when; `warning` is why nothing smaller came
+    out, where that is so.
     """
 
     chosen: Smaller
@@ -55,6 +56,7 @@ class Shrunk:
     events: list[Event]
     seconds: dict[str, float]
     interrupted: bool = False
+    warning: str = ""
 
     @property
     def model(self) -> nn.Module:
@@ -70,7 +72,8 @@ class Shrunk:
                 f"{name:<7}{point.params:>14,}{smaller:>9}{point.macs:>16,}{point.latency_us:>9.0f} µs{point.score:>12.6g}"
             )
         taken = ", ".join(f"{phase} {value:.1f}" for phase, value in self.seconds.items())
-        return "\n".join([*lines, "", f"Chosen: {self.because}.", f"Seconds: {taken}."])
+        told = [f"Warning: {self.warning}."] if self.warning else []
+        return "\n".join([*lines, "", *told, f"Chosen: {self.because}.", f"Seconds: {taken}."])
 
 
 def fits(point: Smaller, wishes: Mapping[str, float]) -> bool:

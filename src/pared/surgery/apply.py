@@ -117,7 +117,7 @@ def _draft(plan: Plan, model: nn.Module, take: Taker) -> Draft:
 
 
 def _check_names(plan: Plan, model: nn.Module, named: Mapping[str, Tensor]) -> None:
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     wanted = [(item.weight, item.weight in named) for item in plan.constants]
     wanted += [(item.bias, item.bias.rpartition(".")[0] in modules) for item in plan.constants]
     wanted += [(f"{r.module}.{r.attribute}", hasattr(modules.get(r.module), r.attribute)) for r in plan.resizes]

@@ -11,6 +11,11 @@ from pared.surgery.rules import squeezed
 from pared.surgery.trace import Step, Value
 
 
+@handler("zeros", "new_zeros", "zeros_like")
+def _zeros(constants: Constants, step: Step) -> Known | None:
+    return ZERO
+
+
 @handler("getitem")
 def _getitem(constants: Constants, step: Step) -> Known | None:
     return constants.of(step.out)
@@ -382,25 +387,3 @@ def _matmul(constants: Constants, step: Step) -> Known | None:
         return known if known is not None and full(known.values, len(other.dims)).shape[-2] == 1 else None
     weight = constants.weight(other) if len(other.dims) == 2 and len(x.dims) > 1 else None
     return _linear(constants, step, x, weight.t(), None) if weight is not None else None
-
-
-@handler("lstm", "gru")
-def _recurrent(constants: Constants, step: Step) -> list[Known | None] | None:
-    """A unit whose candidate has zero weights and biases stays at zero, if it starts there."""
-    if step["num_layers"] > 1:
-        return None
-    place, gates = (2, 4) if step.op == "lstm" else (2, 3)
-    ways = 2 if step["bidirectional"] else 1
-    per_cell = len(step["params"]) // ways
-    still = []
-    for way in range(ways):
-        weights = [constants.weight(v) for v in step["params"][way * per_cell : (way + 1) * per_cell]]
-        rows = [w.cpu().unflatten(0, (gates, -1))[place] for w in weights if w is not None]
-        still.append(
-            ~torch.stack([rows_with_something(row.unsqueeze(1) if row.ndim == 1 else row) for row in rows]).any(0)
-        )
-    mask = torch.cat(still)
-    shape = [1, 1, -1]
-    known = Known(torch.zeros(len(mask), dtype=torch.float64).view(shape), mask.view(shape))
-    state = Known(torch.zeros(ways, 1, len(still[0]), dtype=torch.float64), torch.stack(still).unsqueeze(1))
-    return [known, state, state]

@@ -11,6 +11,7 @@ from pared.surgery.axes import Cut, Dim, locate
 from pared.surgery.constants import Constants
 from pared.surgery.graph import Consumer, Graph
 from pared.surgery.plan import Constant
+from pared.surgery.recurrent import GATES, check_recurrent
 from pared.surgery.trace import Value
 
 
@@ -34,7 +35,9 @@ def emitted(graph: Graph, model: nn.Module, cut: Cut, held: Mapping[str, Tensor]
                 f"layer {consumer.step.layer!r} is used more than once and gets different constants from dead channels, "
                 "which one bias cannot hold; keep these channels, or let them emit zero"
             )
-    _check_recurrent(graph, known)
+    for step in graph.program.steps:
+        if step.op in GATES:
+            check_recurrent(step, known)
     return list(found.values())
 
 
@@ -135,17 +138,3 @@ def _pads_with_zeros(consumer: Consumer) -> bool:
     if isinstance(padding, str):
         return padding != "valid"
     return any(padding) if isinstance(padding, list | tuple) else bool(padding)
-
-
-def _check_recurrent(graph: Graph, known: Constants) -> None:
-    """A recurrent unit is read by its own layer, too: it has to be dead by itself."""
-    for step in graph.program.steps:
-        if step.op not in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            continue
-        gone = known.gone(step.out[0].dims[-1])
-        _, mask = known.along(step.out[0], len(step.out[0].dims) - 1)
-        alive = gone[~mask[gone]]
-        if len(alive):
-            raise SurgeryError(
-                f"unit {int(alive[0])} of {step.where()} is alive; its candidate gate has to have zero weights and biases"
-            )

@@ -17,10 +17,11 @@ from pared.surgery.trace import Example, Program, Step, Value, flat, named, step
 
 @dataclass(frozen=True)
 class Slot:
-    """One axis of one parameter or buffer, by its name in the state dict."""
+    """One axis of one parameter or buffer, by its name in the state dict; `leaf` is the place of a part of that axis."""
 
     tensor: str
     axis: int
+    leaf: int | None = None
 
 
 @dataclass(eq=False)
@@ -123,14 +124,17 @@ class Graph:
             f"{', '.join(space.name for space in found)}"
         )
 
-    def at(self, tensor: str, axis: int = 0) -> Space:
-        """Return the space of that axis of a parameter or buffer, which has to be its only one.
+    def at(self, tensor: str, axis: int = 0, leaf: int | None = None) -> Space:
+        """Return the space of that axis of a parameter or buffer: its only one, or that of its `leaf`-th part.
 
         Raises:
             SurgeryError: the tensor is unknown, or the axis is made of several spaces.
         """
         value = self.program.tensors.get(tensor)
-        found = [space for space in self.spaces if value is not None and space.dim is find(value.dims[axis])]
+        dim = None if value is None else find(value.dims[axis])
+        if dim is not None and leaf is not None:
+            dim = list(dict.fromkeys(leaves(dim)))[leaf]
+        found = [space for space in self.spaces if space.dim is dim]
         if not found:
             raise SurgeryError(f"axis {axis} of {tensor!r} is no space of its own; see graph.spaces")
         return found[0]
@@ -206,9 +210,12 @@ class Builder:
         """Trace the model and tie its axes."""
         graph, names, exported = trace(self.model, example)
         known: dict[Any, Any] = {}
+        first = {id(module): name for name, module in self.model.named_modules()}
+        aliases = {name: first[id(m)] for name, m in self.model.named_modules(remove_duplicate=False)}
         self._placeholders(graph, names, known)
         for node, step in steps(graph, known, exported.graph_module):
             step.layer = named(self.model, step.layer)
+            step.layer = aliases.get(step.layer, step.layer)
             out = self._apply(step)
             if isinstance(step.shapes, list):
                 step.out = [Value(dims) for dims in out]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pared.surgery.axes import Dim, freeze, leaves, product, total, unify
+from pared.surgery.recurrent import GATES, Cell, cells, ways
 from pared.surgery.rules import Dims, Tracer, broadcast, fresh, refuse, rule, spatial
 from pared.surgery.trace import Step, Value
 
@@ -211,40 +212,45 @@ def _attention(tracer: Tracer, step: Step) -> Dims:
 
 # --- recurrent layers -----------------------------------------------------------------------------------------------
 
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
-
-@rule(*_GATES)
-def _recurrent(tracer: Tracer, step: Step) -> list[Dims]:
+@rule(*GATES)
+def _recurrent(tracer: Tracer, step: Step) -> Dims | list[Dims]:
     """Tie a unit's gates, its history and the next layer: weights are (gates x hidden, in), gates slowest."""
+    held = cells(step)
+    if held is None or len(step["input"].dims) != 3:
+        return refuse(step)  # packed sequences
     x, states = step["input"], step["hx"]
-    ways = 2 if step["bidirectional"] else 1
     states = list(states) if isinstance(states, list) else [states]
-    per_cell = 4 if step["has_biases"] else 2
-    params: list[Value] = step["params"]
-    if len(params) != per_cell * ways * step["num_layers"] or len(x.dims) != 3:
-        return refuse(step)  # projections (proj_size), packed sequences
-    incoming, hidden = x.dims[-1], [Dim(params[1].shape[1]) for _ in range(ways)]
-    for layer in range(step["num_layers"]):
-        for way in range(ways):
-            at = per_cell * (layer * ways + way)
-            # The layers of one module share `hidden_size`, so their units die at the same places.
-            _cell(step, params[at : at + per_cell], incoming, hidden[0])
-            tracer.consume(step, x, -1, params[at], 1) if layer == 0 else None
-        incoming = total([hidden[0]] * ways)
-    for state in states:
-        unify(state.dims[-1], hidden[0])
-    freeze(x.dims[0], "its entries are places of an image or a sequence")
-    freeze(x.dims[1], "its entries are places of an image or a sequence")
+    # The layers of one module share `hidden_size` (and `proj_size`), so their units die at the same places.
+    hidden, out, incoming = Dim(held[0].history.shape[0] // GATES[step.op][0]), held[0].out, x.dims[-1]
+    if held[0].projection is None:
+        unify(hidden, out)
+    for place, cell in enumerate(held):
+        _cell(step, cell, incoming, hidden, out)
+        if place < ways(step):
+            tracer.consume(step, x, -1, cell.incoming, 1)
+        if (place + 1) % ways(step) == 0:
+            incoming = total([out] * ways(step))
+    for state, dim in zip(states, (out, hidden), strict=False):
+        unify(state.dims[-1], dim)
+    for dim in x.dims[:2]:
+        freeze(dim, "its entries are places of an image or a sequence")
     tracer.attribute(step, "input_size", x.dims[-1])
-    tracer.attribute(step, "hidden_size", hidden[0])
-    last = (*fresh([step["num_layers"] * ways]), x.dims[0 if step["batch_first"] else 1], hidden[0])
-    return [(*x.dims[:2], incoming), *(last for _ in states)]
+    tracer.attribute(step, "hidden_size", hidden)
+    if held[0].projection is not None:
+        tracer.attribute(step, "proj_size", out)
+        freeze(hidden, f"{step.where()} is taken for one without a projection when it has as many units as that")
+    batch = x.dims[0 if step["batch_first"] else 1]
+    lasts = [(*fresh([len(held)]), batch, dim) for dim in (out, hidden)]
+    return [(*x.dims[:2], incoming), *lasts[: len(states)]]
 
 
-def _cell(step: Step, params: list[Value], incoming: Dim, hidden: Dim) -> None:
-    gates: Any = product([Dim(_GATES[step.op], fixed="they are gates of one unit"), hidden])
-    unify(params[0].dims[1], incoming)
-    unify(params[1].dims[1], hidden)
-    for value in params:
+def _cell(step: Step, cell: Cell, incoming: Dim, hidden: Dim, out: Dim) -> None:
+    gates: Any = product([Dim(GATES[step.op][0], fixed="they are gates of one unit"), hidden])
+    unify(cell.incoming.dims[1], incoming)
+    unify(cell.history.dims[1], out)
+    for value in (cell.incoming, cell.history, *cell.biases):
         unify(value.dims[0], gates)
+    if cell.projection is not None:
+        unify(cell.projection.dims[0], out)
+        unify(cell.projection.dims[1], hidden)

@@ -46,7 +46,7 @@ class Costs:
         """Return the weight of each selector, given where its factors are."""
         if self.cost == "none":
             return dict.fromkeys(slots, 1.0)
-        spaces = {name: self.graph.at(slot.tensor, slot.axis) for name, slot in slots.items()}
+        spaces = {name: self.graph.at(slot.tensor, slot.axis, slot.leaf) for name, slot in slots.items()}
         each = {name: self.unit(space) for name, space in spaces.items()}
         units = sum(space.size for space in spaces.values())
         mean = sum(each[name] * space.size for name, space in spaces.items()) / units

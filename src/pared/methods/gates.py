@@ -88,8 +88,9 @@ class Gates(UnitMethod):
         del generator
         with explained(model, self.groups or {}, example), whole(model):
             titles = add_gates(model, self.groups or {}, self._gate)
+            skipped: dict[str, str] = {}
             if not competing_in(model, titles):
-                place_switches(model, example, self._unit_gate)
+                skipped |= place_switches(model, example, self._unit_gate).skipped
             gates, graph = competing_in(model, titles), surgery.graph(model, example)
             if any(isinstance(gate, TopKGate) and int(gate.alive.sum()) > gate.k for gate in gates.values()):
                 raise ConfigError(
@@ -104,7 +105,7 @@ class Gates(UnitMethod):
                 raise SurgeryError(f"gate {path!r} cannot lose a component: {reason}")
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
             members = [name for gate in gates.values() for name in members_of(model, gate)]
-            skipped = {name: why for name in members if (why := surgery.why_stays(graph, model, name)) is not None}
+            skipped |= {name: why for name in members if (why := surgery.why_stays(graph, model, name)) is not None}
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
             gate.awake.zero_()

@@ -1,44 +1,29 @@
 """Which weights belong to a unit: its row, or its columns in the layers that read it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pared.methods.makers import readers, rows_of
+from pared.methods.rows import Rows
 from pared.methods.unit_session import UnitSession
-from pared.surgery import leaves_of, locate
 
 #: A unit's group of weights: those that make it, or those that read it.
 Groups = Literal["rows", "columns"]
 
 
-@dataclass(frozen=True, eq=False)
-class Members:
-    """Weights of a selector's units: entry i of axis `axis` of the parameter `tensor` belongs to unit `unit[i]`, or -1."""
-
-    tensor: str
-    axis: int
-    unit: Tensor
-
-
-def members(session: UnitSession, name: str, groups: Groups) -> list[Members]:
+def members(session: UnitSession, name: str, groups: Groups) -> list[Rows]:
     """Return the weights of the units of the selector `name`."""
+    if groups == "rows" and name in session.units:
+        return session.units[name].made()
     slot = session.slots[name]
-    space = session.graph.at(slot.tensor, slot.axis)
+    space = session.graph.at(slot.tensor, slot.axis, slot.leaf)
     if groups == "rows":
-        return [Members(slot.tensor, slot.axis, torch.arange(space.size))]
-    found: list[Members] = []
-    for consumer in session.graph.consumers:
-        weight = consumer.weight
-        if weight is None or weight.tensor is None:
-            continue
-        dim = weight.dims[consumer.weight_axis]
-        if any(leaf is space.dim for leaf in leaves_of(dim)):
-            placed = [dict(locate(dim, entry)).get(space.dim, -1) for entry in range(dim.size)]
-            found.append(Members(weight.tensor, consumer.weight_axis, torch.tensor(placed)))
-    return found
+        return [Rows(slot.tensor, slot.axis)]
+    learnt = dict(session.net.named_parameters(remove_duplicate=False))
+    return [rows_of(session.graph, slot, space) for slot in readers(session.graph, space) if slot.tensor in learnt]
 
 
 class GroupNorms:
@@ -46,7 +31,7 @@ class GroupNorms:
 
     def __init__(self, groups: Groups) -> None:
         self.groups: Groups = groups
-        self._known: dict[str, tuple[int, list[Members]]] = {}
+        self._known: dict[str, tuple[int, list[Rows]]] = {}
 
     def of(self, session: UnitSession, name: str) -> Tensor:
         """Return the norm of each unit's group, (units,); its gradient is 0 where a group is 0."""
@@ -57,7 +42,7 @@ class GroupNorms:
             squares = weight.reshape(len(weight), -1).square().sum(1)
             if total is None:
                 total = squares.new_zeros(size + 1)
-            total = total.index_add(0, item.unit.to(squares.device) % (size + 1), squares)  # -1 goes last
+            total = total.index_add(0, self._unit(item, size, squares.device) % (size + 1), squares)  # -1 goes last
         assert total is not None
         total = total[:size]
         return torch.where(total > 0, total, 1.0).sqrt() * (total > 0)
@@ -72,9 +57,14 @@ class GroupNorms:
             each = torch.cat(
                 [factors(rates.get(id(parameter), 0.0)), torch.ones(1, device=weight.device, dtype=weight.dtype)]
             )
-            weight.mul_(each[item.unit.to(weight.device)].view(-1, *[1] * (weight.ndim - 1)))
+            unit = self._unit(item, len(each) - 1, weight.device)
+            weight.mul_(each[unit].view(-1, *[1] * (weight.ndim - 1)))
 
-    def _members(self, session: UnitSession, name: str) -> list[Members]:
+    @staticmethod
+    def _unit(item: Rows, size: int, device: torch.device) -> Tensor:
+        return torch.arange(size, device=device) if item.unit is None else item.unit.to(device)
+
+    def _members(self, session: UnitSession, name: str) -> list[Rows]:
         size = session.params  # whatever was removed changes it
         if name not in self._known or self._known[name][0] != size:
             self._known[name] = size, members(session, name, self.groups)

@@ -9,7 +9,11 @@ from torch import nn
 
 from pared import surgery
 from pared.errors import SurgeryError
-from pared.surgery import Graph, Slot, Space, Step
+from pared.methods.rows import Rows
+from pared.surgery import Graph, Space, Step
+
+SEVERAL, TOGETHER = "its units are made of several spaces", "several of its units die together"
+REUSED = "it is used more than once"
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Silence:
-    """How to switch a unit of `space` off: its entries of `slots` become `value`."""
+    """How to switch a unit of `space` off: its entries of `rows` become `value`."""
 
     space: str
-    slots: tuple[Slot, ...]
+    rows: tuple[Rows, ...]
     value: float = 0.0
 
 
@@ -39,7 +43,7 @@ def find_places(graph: Graph, model: nn.Module, taken: Collection[str] = ()) -> 
     for layer in graph.made_by:
         space = space_of_layer(graph, layer)
         if space is None:
-            skipped[layer] = "its units are made of several spaces"
+            skipped[layer] = SEVERAL
             continue
         reason = _reason(graph, model, space, layer)
         if space.name in taken:
@@ -50,7 +54,7 @@ def find_places(graph: Graph, model: nn.Module, taken: Collection[str] = ()) -> 
         anchor, step = _anchor(graph, model, layer)
         axis = next((place for place, dim in enumerate(step.out.dims) if surgery.find(dim) is space.dim), None)
         if axis is None:
-            skipped[layer] = "several of its units die together"
+            skipped[layer] = TOGETHER
             continue
         places.append(Place(layer, anchor, space.name, space.size, axis - len(step.out.dims)))
     return places, skipped
@@ -78,19 +82,25 @@ def choose_places(
 
 
 def reasons(skipped: Mapping[str, str], graph: Graph, chosen: Collection[str]) -> dict[str, str]:
-    """Return the layers left out, in order; one whose space is among the `chosen` is no such layer."""
+    """Return what was left out, in order: layers, and spaces that no layer makes; none whose space is `chosen`."""
     told: dict[str, str] = {}
     for layer in graph.made_by:
-        if layer not in skipped:
+        spaces = spaces_of_layer(graph, layer)
+        if layer not in skipped or any(space.fixed is None and space.name in chosen for space in spaces):
             continue
-        space = space_of_layer(graph, layer)
-        if space is not None and space.fixed is None and space.name in chosen:
-            continue
-        others = [repr(other) for other in space.layers if other != layer] if space and space.fixed is None else []
+        open_spaces = [space for space in spaces if space.fixed is None]
+        others = [repr(other) for space in open_spaces for other in space.layers if other != layer]
+        others = list(dict.fromkeys(others)) if len(spaces) == 1 else []
         named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         tied = f"its units are tied to those of {named}, which one switch does not reach"
         told[layer] = tied if others else skipped[layer]
-    return told
+    return told | {name: reason for name, reason in skipped.items() if name not in graph.made_by}
+
+
+def spaces_of_layer(graph: Graph, layer: str) -> list[Space]:
+    """Return the spaces that the units of `layer` are made of."""
+    leaves = set(surgery.leaves_of(graph.made_by[layer]))
+    return [space for space in graph.spaces if space.dim in leaves]
 
 
 def space_of_layer(graph: Graph, layer: str) -> Space | None:
@@ -112,17 +122,21 @@ class Trial:
         """Return why the first units of these, being off, cannot be removed together, if so."""
         tensors = surgery.tensors(self.twin)
         keep = {item.space: range(1, self.graph.find(item.space).size) for item in silences}
-        entries = [(tensors[slot.tensor].select(slot.axis, 0), item.value) for item in silences for slot in item.slots]
-        before = [entry.clone() for entry, _ in entries]
+        before: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         try:
-            for entry, value in entries:
-                entry.fill_(value)
+            for item in silences:
+                first = torch.arange(self.graph.find(item.space).size) == 0
+                for rows in item.rows:
+                    moved = tensors[rows.tensor].movedim(rows.axis, 0)
+                    index = rows.mask(first).nonzero().flatten().to(moved.device)
+                    before.append((moved, index, moved[index].clone()))
+                    moved[index] = item.value
             surgery.make_plan(self.graph, self.twin, keep)
         except SurgeryError as error:
             return str(error)
         finally:
-            for (entry, _), old in zip(entries, before, strict=True):
-                entry.copy_(old)
+            for moved, index, old in reversed(before):
+                moved[index] = old
         return None
 
 
@@ -143,7 +157,7 @@ def _reason(graph: Graph, model: nn.Module, space: Space, layer: str) -> str | N
         return space.fixed
     names = [name for name, module in model.named_modules(remove_duplicate=False) if _is(module, model, layer)]
     if len(names) > 1 or len(_own_steps(graph, layer)) != 1:
-        return "it is used more than once"
+        return REUSED
     return None
 
 

@@ -82,9 +82,7 @@ class _Pruning(Cuts):
 
 
 def _magnitude(session: UnitSession, name: str) -> Tensor:
-    slot = session.slots[name]
-    weight = session.parameter(slot.tensor).movedim(slot.axis, 0)
-    norm = weight.reshape(len(weight), -1).norm(dim=1)
+    norm = session.units[name].norm()
     return norm / norm.mean().clamp(min=torch.finfo(norm.dtype).tiny)
 
 

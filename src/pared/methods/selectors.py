@@ -1,14 +1,15 @@
 """What decides over the units of a layer: a switch behind it, or the layer itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pared.methods.rows import Rows, units_along
 from pared.nn import Gate, SparseAdjacency
-from pared.surgery import Graph, Slot
+from pared.surgery import Graph, Slot, find
 
 #: What competes: components of a gate, or edges of a graph.
 Competing = Gate | SparseAdjacency
@@ -39,17 +40,27 @@ class Selector(Protocol):
 class Units:
     """The units of a layer as they are: nothing is put into the network.
 
-    A dead one has its entries of `weights` at 0: those of the layer, or of the norm behind it, so that it gives 0.
+    A dead one has its entries of `weights` at 0: those of the layer, or of the norm after it, so that it gives 0.
 
     Args:
         model: the network, bare.
-        layer: the name of the layer that makes the units.
+        graph: of the network, which is kept true.
+        space: the name of the units' space.
         weights: the parameters that end in the units' values, with the axis of the units.
-        size: how many units there are.
+        makes: those of them, or others, whose norm is that of a unit: the weights of the layer.
     """
 
-    def __init__(self, model: nn.Module, layer: str, weights: Sequence[Slot], size: int) -> None:
-        self.model, self.layer, self.weights = model, layer, tuple(weights)
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: Graph,
+        space: str,
+        weights: Sequence[Rows],
+        makes: Sequence[Rows],
+    ) -> None:
+        self.model, self.graph, self.dim = model, graph, find(graph.find(space).dim)
+        self.weights, self.makes, size = tuple(weights), tuple(makes), graph.find(space).size
+        self._known: dict[tuple[str, int, int, int], Rows] = {}
         device = model.get_parameter(self.weights[0].tensor).device
         #: (units,) each, following every removal and saved with the session; `alive`, and what a method remembers.
         self.state = {"alive": torch.ones(size, dtype=torch.bool, device=device)}
@@ -70,30 +81,47 @@ class Units:
 
     def rows(self) -> list[Tensor]:
         """Return what the units' values end in, each (units, numbers)."""
-        return [_rows(self.model.get_parameter(slot.tensor), slot.axis) for slot in self.weights]
+        return [rows.of(self.model.get_parameter(rows.tensor)) for rows in self._now(self.weights)]
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of `rows`, 0 where there is none."""
-        found = [(self.model.get_parameter(slot.tensor), slot.axis) for slot in self.weights]
-        return [_rows(torch.zeros_like(p) if p.grad is None else p.grad, axis) for p, axis in found]
+        found = [(rows, self.model.get_parameter(rows.tensor)) for rows in self._now(self.weights)]
+        return [rows.of(torch.zeros_like(p) if p.grad is None else p.grad) for rows, p in found]
+
+    def norm(self) -> Tensor:
+        """Return the Euclidean norm of the weights that make each unit, (units,)."""
+        norms = [rows.of(self.model.get_parameter(rows.tensor)).norm(dim=1) for rows in self.made()]
+        return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
+
+    def made(self) -> list[Rows]:
+        """Return the weights that make the units."""
+        return self._now(self.makes)
+
+    def _now(self, parts: Sequence[Rows]) -> list[Rows]:
+        """Where the units' entries are now, that others may have left the same axes."""
+        return [rows if rows.unit is None else self._moved(rows) for rows in parts]
+
+    def _moved(self, rows: Rows) -> Rows:
+        dim = self.graph.program.tensors[rows.tensor].dims[rows.axis]
+        key = (rows.tensor, rows.axis, dim.size, self.dim.size)
+        if key not in self._known:
+            self._known = {k: known for k, known in self._known.items() if k[:2] != key[:2]}
+            self._known[key] = replace(rows, unit=units_along(dim, self.dim))
+        return self._known[key]
 
     @torch.no_grad()
     def silence(self) -> None:
         """Set the dead units' entries to 0."""
         if bool(self.alive.all()):
             return
-        for slot in self.weights:
-            weight = self.model.get_parameter(slot.tensor)
-            weight.movedim(slot.axis, 0)[~self.alive] = 0.0
+        for rows in self._now(self.weights):
+            weight = self.model.get_parameter(rows.tensor)
+            weight.movedim(rows.axis, 0)[rows.mask(~self.alive)] = 0.0
 
     def follow(self, kept: Sequence[int]) -> None:
         """Keep what is remembered of the units `kept` only."""
         index = torch.tensor(list(kept), device=self.alive.device)
         self.state = {key: tensor[index] for key, tensor in self.state.items()}
-
-
-def _rows(tensor: Tensor, axis: int) -> Tensor:
-    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
 
 
 @dataclass(frozen=True, eq=False)

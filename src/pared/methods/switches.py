@@ -11,10 +11,16 @@ from torch import nn
 from pared import surgery
 from pared.errors import SurgeryError
 from pared.methods.places import Place, Silence, Trial, choose_places, find_places, reasons
+from pared.methods.rows import Rows
 from pared.methods.selectors import Selected
 from pared.nn import KernelSwitch, Switch, Switched
 from pared.nn.switch import Init, check_init
 from pared.surgery import Example, Graph, Slot, Space
+
+_NO_PLACE = (
+    "no layer gives its units to others alone, after which a switch could stand (a recurrent layer reads them itself, a raw "
+    "parameter has no module); GroupLasso and Prune press on its weights"
+)
 
 #: Makes a switch for so many units, on the axis given, on the device and of the type of a weight.
 Make = Callable[[int, int, torch.Tensor], Switch]
@@ -111,7 +117,9 @@ def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool
             )
     surgery.unnest(model)
     layers = titles(found, model, graph, {_name(place): place.layer for place in used})
-    return Switches(found, layers, reasons(skipped, before, {place.space for place in used}), graph)
+    pressed = {place.space for place in used} | switched
+    skipped |= {space.name: _NO_PLACE for space in before.removable() if not space.layers and space.name not in pressed}
+    return Switches(found, layers, reasons(skipped, before, pressed), graph)
 
 
 def _unfoldable(model: nn.Module, graph: Graph, used: Collection[Place]) -> set[Place]:
@@ -143,8 +151,8 @@ def _shared(silences: Mapping[Place, Silence], taken: Collection[str], trial: Tr
 
 
 def _together(group: Sequence[Place], silences: Mapping[Place, Silence]) -> Silence:
-    slots = tuple(slot for place in group for slot in silences[place].slots)
-    return Silence(silences[group[0]].space, slots)
+    rows = tuple(rows for place in group for rows in silences[place].rows)
+    return Silence(silences[group[0]].space, rows)
 
 
 def _tie(model: nn.Module, group: Sequence[Place]) -> None:
@@ -216,7 +224,7 @@ def _silence(graph: Graph, model: nn.Module, name: str) -> Silence:
     """How to switch a factor of the switch `name` off."""
     switch = model.get_submodule(name)
     assert isinstance(switch, Switch)
-    return Silence(graph.at(f"{name}.theta").name, (Slot(f"{name}.{switch.off_in}", 0),), switch.off)
+    return Silence(graph.at(f"{name}.theta").name, (Rows(f"{name}.{switch.off_in}", 0),), switch.off)
 
 
 def _switch(units: int, dim: int, init: Init, generator: torch.Generator | None, like: torch.Tensor) -> Switch:

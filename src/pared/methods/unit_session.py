@@ -143,7 +143,8 @@ class UnitSession(Session):
 
     def _spaces(self, keep: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
         """The factors of named selectors under the names of their spaces."""
-        return {self.graph.at(self.slots[name].tensor, self.slots[name].axis).name: keep[name] for name in keep}
+        slots = {name: self.slots[name] for name in keep}
+        return {self.graph.at(s.tensor, s.axis, s.leaf).name: keep[name] for name, s in slots.items()}
 
     @surgery.keeps_mode
     def remove(self) -> None:
@@ -249,7 +250,7 @@ class UnitSession(Session):
         vars(twin).update(copy.deepcopy({k: v for k, v in (vars(self) | alone).items() if k not in left_out}))
         chosen = {f"{name}.index" for name, module in twin.net.named_modules() if isinstance(module, Select)}
         for name, slot in twin.slots.items() if chosen else ():
-            if chosen & {tied.tensor for tied in twin.graph.at(slot.tensor, slot.axis).slots}:
+            if chosen & {tied.tensor for tied in twin.graph.at(slot.tensor, slot.axis, slot.leaf).slots}:
                 twin.selectors[name].alive.fill_(True)
         return twin
 

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from pared import surgery
 from pared.errors import ConfigError, RunError, SurgeryError
+from pared.methods.makers import maker_groups
 from pared.methods.selectors import Competing
 from pared.methods.session import Event
 from pared.methods.unit_session import UnitSession
 from pared.nn import Channels, Gate, Gated, SparseAdjacency, Switched
-from pared.surgery import Example, remove_idle, stand_in
+from pared.surgery import Example, remove_idle, stand_in, why_stays
+from pared.surgery.idle import within
 from pared.surgery.stand_in import Kind
 from pared.surgery.trace import arguments, evaluating
 
@@ -167,7 +169,7 @@ class Members:
     """Modules whose share is gone for good: they, what leads to them alone, and blocks that do nothing without them."""
 
     example: Example
-    removed: list[tuple[str, Kind]] = field(default_factory=list)
+    removed: list[tuple[str, Any]] = field(default_factory=list)
 
     def remove(self, session: UnitSession) -> None:
         """Remove them, with what is dead, from model, optimizer and averaged copies."""
@@ -175,7 +177,9 @@ class Members:
         for title, gate in session.competing.items():
             members = members_of(session.net, gate)
             dead = [name for name, member in members.items() if not bool(gate.alive[member.place])]
-            gone = [members[name].place for name in dead if self._remove(session, name)]
+            left = [name for name in dead if not self._remove(session, name)]
+            gone = [members[name].place for name in dead if name not in left]
+            self._tell_stuck(session, title, {name: members[name].place for name in left})
             if gone:
                 event = Event(session.steps, title, len(gone), len(members) - len(gone), tuple(gone))
                 session.tell(event)
@@ -227,6 +231,37 @@ class Members:
             return True
         return False
 
+    def _tell_stuck(self, session: UnitSession, title: str, places: Mapping[str, int]) -> None:
+        """Cut branches that cannot leave as a whole down to one channel, and tell of what stays, each once."""
+        known = {place for event in session.events if event.layer == title for place in event.index}
+        left = int(session.competing[title].alive.sum())
+        for name, place in places.items():
+            if place in known:
+                continue
+            cut = self._cut_branch(session, name)
+            if cut:
+                self.removed.append((name, "branch"))
+                session.recount()
+            else:
+                told = why_remains(session.graph, session.net, name)
+                session.skipped[name] = told or "no module around it can be removed as the network is now"
+            session.tell(Event(session.steps, title, int(cut), left, (place,)))
+
+    def _cut_branch(self, session: UnitSession, name: str, *, living: surgery.Living = "refuse") -> bool:
+        """Let a branch whose share is gone, and those who read it, keep one of its channels, if that changes nothing."""
+        spaces, held = _branch(session.graph, session.net, name)
+        if not spaces:
+            return False
+        keep = {space.name: [0] for space in spaces}
+        with _zeroed(held if living == "refuse" else {}) as settle:  # a share of 0 hides that for good
+            plan = surgery.make_plan(session.graph, session.net, keep, living=living)
+            surgery.apply(plan, session.model, optimizer=session.optimizer, ema=session.followers)
+            settle()
+            session.graph.follow(keep, ((item.bias, item.weight) for item in plan.constants))
+            session.created += [item.bias for item in plan.constants if item.bias not in session.created]
+            return True
+        return False
+
     def saved(self) -> list[Any]:
         """Return what stands where, JSON-able."""
         return [list(pair) for pair in self.removed]
@@ -240,14 +275,18 @@ class Members:
         pairs = [(str(name), kind) for name, kind in saved]
         known = dict(session.net.named_modules())
         for name, kind in pairs:
-            if name not in known or kind not in get_args(Kind):
+            if name not in known or kind not in (*get_args(Kind), "branch"):
                 raise RunError(f"the saved session does not fit this network: it has no module {name!r} to remove")
         new = [pair for pair in pairs if pair not in self.removed]
         for name, kind in new:
-            stand_in({name: kind}, session.net, optimizer=session.optimizer, ema=session.followers)
+            if kind != "branch":
+                stand_in({name: kind}, session.net, optimizer=session.optimizer, ema=session.followers)
         self.removed[:] = pairs
         if new:
             self.trace(session)
+        for name in [name for name, kind in new if kind == "branch"]:
+            self._cut_branch(session, name, living="cut")
+            session.recount()
         self._lose(session, self._lost(session, kept))
 
     def _lost(self, session: UnitSession, kept: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
@@ -255,6 +294,44 @@ class Members:
         gates = (title for title, gate in session.competing.items() if loser_of(session.net, gate) is not None)
         left = {title: set(kept[title]) for title in gates if title not in session.slots and title in kept}
         return {t: [p for p, factor in enumerate(session.kept[t]) if factor not in some] for t, some in left.items()}
+
+
+def why_remains(graph: surgery.Graph, model: nn.Module, name: str) -> str | None:
+    """Return why nothing leaves with the module `name` when its share is 0, None if it, or all but one channel, does."""
+    reason = why_stays(graph, model, name)
+    spaces, held = ([], {}) if reason is None else _branch(graph, model, name)
+    with _zeroed(held if spaces else {}):
+        surgery.make_plan(graph, model, {space.name: [0] for space in spaces})
+        return None if spaces else reason
+    return reason
+
+
+def _branch(graph: surgery.Graph, model: nn.Module, name: str) -> tuple[list[surgery.Space], dict[str, Tensor]]:
+    """The spaces of what the module `name` gives that can lose entries, and the parameters in it that make these."""
+    try:
+        dims = [dim for value in surgery.results_of(graph, model, name) for dim in value.dims]
+    except SurgeryError:
+        return [], {}
+    found = {leaf for dim in dims for leaf in surgery.leaves_of(dim)}
+    spaces = [space for space in graph.removable() if space.dim in found]
+    groups = [maker_groups(graph, model, space) for space in spaces]
+    own = [rows for group in groups for n, parts in group.items() if within(n, name) for rows in parts]
+    return spaces, {rows.tensor: model.get_parameter(rows.tensor) for rows in own}
+
+
+@contextmanager
+def _zeroed(held: Mapping[str, Tensor]) -> Iterator[Callable[[], None]]:
+    """Let tensors be 0 in the block, and for good if what it yields was called; a refusal ends it without an error."""
+    before = [(tensor.detach(), tensor.detach().clone()) for tensor in held.values()]
+    kept: list[bool] = []
+    try:
+        for tensor, _ in before:
+            tensor.zero_()
+        with suppress(SurgeryError):
+            yield lambda: kept.append(True)
+    finally:
+        for tensor, old in () if kept else before:
+            tensor.copy_(old)
 
 
 def _around(name: str) -> Iterator[str]:

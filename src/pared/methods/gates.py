@@ -12,7 +12,16 @@ from torch.optim import Optimizer
 from pared import surgery
 from pared.errors import ConfigError, SurgeryError
 from pared.methods.binding import bind_switches, check_strength
-from pared.methods.components import Groups, Members, add_gates, competing_in, explained, loser_of, members_of
+from pared.methods.components import (
+    Groups,
+    Members,
+    add_gates,
+    competing_in,
+    explained,
+    loser_of,
+    members_of,
+    why_remains,
+)
 from pared.methods.costs import Cost, check_cost
 from pared.methods.gate_costs import GateCosts
 from pared.methods.method import UnitMethod
@@ -105,7 +114,7 @@ class Gates(UnitMethod):
                 raise SurgeryError(f"gate {path!r} cannot lose a component: {reason}")
             slots = {title: Slot(f"{path}.theta", 0) for title, path in alone.items()}
             members = [name for gate in gates.values() for name in members_of(model, gate)]
-            skipped |= {name: why for name in members if (why := surgery.why_stays(graph, model, name)) is not None}
+            skipped |= {name: why for name in members if (why := why_remains(graph, model, name)) is not None}
             costs = GateCosts(self.cost, model, graph, example, gates)
         for gate in gates.values():
             gate.awake.zero_()

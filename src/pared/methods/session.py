@@ -17,7 +17,10 @@ from pared.optim import ClassRateSGD
 
 @dataclass(frozen=True)
 class Event:
-    """`removed` channels left layer `layer` at optimizer step `step`; `index` are their numbers before this removal."""
+    """`removed` channels left layer `layer` at optimizer step `step`; `index` are their numbers before this removal.
+
+    With `removed` 0 those have died that cannot leave: `session.skipped` says why.
+    """
 
     step: int
     layer: str

@@ -3,7 +3,7 @@
 from pared.surgery.apply import apply, bare, prepare
 from pared.surgery.axes import find, locate
 from pared.surgery.axes import leaves as leaves_of
-from pared.surgery.blocks import remove_blocks, why_stays
+from pared.surgery.blocks import remove_blocks, results_of, why_stays
 from pared.surgery.ddp import remove_ddp
 from pared.surgery.declared import declare
 from pared.surgery.edges import Edges, edges_plan, remove_edges
@@ -63,6 +63,7 @@ __all__ = [
     "remove_dead",
     "remove_edges",
     "remove_idle",
+    "results_of",
     "save",
     "stand_in",
     "tensors",

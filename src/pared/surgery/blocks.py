@@ -57,12 +57,32 @@ def remove_blocks(
 
 
 def why_stays(graph: Graph, model: nn.Module, name: str) -> str | None:
-    """Return why the module `name` cannot be removed whatever it gives, as one that is called twice; None if it may be."""
+    """Return why the module `name` and all modules around it have to stay although it gives 0; None if one can leave."""
+    model, parts = bare(model), name.split(".")
     try:
-        _Block(graph, bare(model), name)
+        block = _Block(graph, model, name)
     except SurgeryError as error:
         return str(error)
-    return None
+    silent = {id(value) for value in block.results()}
+    zeros = {id(s): [id(v) in silent for v in s.values()] for s in graph.program.steps if s.op in ("add", "sub")}
+    for end in range(len(parts), 0, -1):
+        try:
+            _Block(graph, model, ".".join(parts[:end])).kind(zeros)
+        except SurgeryError:
+            continue
+        return None
+    readers = [f"{step.where()} ({step.op})" for step in block._readers(block.results()[-1])]
+    who = f"{' and '.join(readers[:2])} reads" if readers else "the caller of the network gets"
+    return f"module {name!r} stays at a share of 0: {who} its result, where a zero is not the same as nothing"
+
+
+def results_of(graph: Graph, model: nn.Module, name: str) -> list[Value]:
+    """Return what the module `name` gives, and what is made of that by steps that hand it on as it is.
+
+    Raises:
+        SurgeryError: it is called more than once, or gives several tensors.
+    """
+    return _Block(graph, bare(model), name).results()
 
 
 def _zero_summands(graph: Graph, model: nn.Module, silent: Collection[int]) -> dict[int, list[bool]]:

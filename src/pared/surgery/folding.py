@@ -77,18 +77,22 @@ class Folder:
         if len(steps) != 1:
             return False
         x, share = steps[0].values()[0], gated.gate.factors()[gated.place]
-        step = self._maker(x)
+        step = self._maker(x, positive=bool(share >= 0))
         axis = None if step is None else _ROWS.get(step.op)
         if step is None or axis is None:
             return False
         rows = step.out.shape[axis]
         return self._into_rows(step, axis % len(step.out.dims), share.expand(rows))
 
-    def _maker(self, x: Value) -> Step | None:
-        """The step behind a value that no one else reads, as far back as every entry only moves."""
-        while self._alone(x) and (step := self.made.get(id(x))) is not None and not step.inplace:
+    def _maker(self, x: Value, *, positive: bool) -> Step | None:
+        """The step behind a value that no one else reads, as far back as a number passes, of any sign or a positive one."""
+        while self._alone(x) and (step := self.made.get(id(x))) is not None:
+            passes = step.op in POSITIVE if positive else False
+            if step.inplace and not (passes and self._alone(step.values()[0])):
+                return None
             moved = step.op in SAME and not step.op.endswith("_like")
-            if not moved and step.op not in ("view", "reshape", "_unsafe_view", "permute", "transpose", "flatten"):
+            moved = moved or step.op in ("view", "reshape", "_unsafe_view", "permute", "transpose", "flatten")
+            if not (passes or moved or step.op in AVERAGES):
                 return step
             x = step.values()[0]
         return None

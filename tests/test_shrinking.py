@@ -256,9 +256,12 @@ def test_fronts_and_candidates() -> None:
 
 @pytest.mark.filterwarnings("ignore:the network hardly shrank", "ignore:nothing died")
 def test_a_run_too_short_for_its_wish_goes_on_for_a_while() -> None:
+    def slow(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=1e-4)
+
     epochs: list[int] = []
     observer = Observer(epoch=lambda record: epochs.append(record["epoch"]) if record["phase"] == "shrink" else None)
-    result = shrunk(max_params=310, epochs=1, observer=observer)
+    shrunk(max_params=310, epochs=1, optimizer=slow, observer=observer)
     assert len(epochs) == 2
 
 

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pared.errors import ConfigError, RunError
+from pared.interrupts import interruptible
+from pared.locking import held
 from pared.optim import ClassRateSGD
 from pared.train.batches import Loss, train_on
 from pared.train.checkpoint import generator_for, load_state, save_state
 from pared.train.context import Observer
 from pared.train.feed import Feed
+from pared.train.fingerprint import data_print, name_of
 from pared.train.resuming import claim, generator_states, set_generator_states
 
 #: After fewer epochs than these a network that knows no more than how frequent classes are may just be slow.
@@ -125,15 +128,18 @@ def train_by_class(
         "restarts": restarts,
         "options": repr(options),
         "start": model.state_dict(),
+        "loss": name_of(loss),
+        "groups": "" if groups is None else name_of(groups),
     }
     run = _Run(model, feed, validate, loss, make, cutoffs, epochs, groups, seed)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
-    if run.folder is not None:
-        claim(run.folder, about)
     if steps < 3:
         run.observer.note(f"warning: with {steps} steps an epoch all rates are 1 when they are used: this is plain SGD")
-    return run.learn(rate_lr, restarts)
+    with interruptible(), nullcontext() if run.folder is None else held(run.folder):
+        if run.folder is not None:
+            claim(run.folder, about | {"data": data_print(train_loader)})
+        return run.learn(rate_lr, restarts)
 
 
 @dataclass(eq=False)
@@ -165,10 +171,15 @@ class _Run:
                 self.observer.note(f"{diverged[-1]}; beginning anew with a tenth")
                 rate_lr /= 10
         except KeyboardInterrupt:
+            more = (
+                "with folder=... the same call would go on"
+                if self.folder is None
+                else f"the same call goes on in {self.folder}"
+            )
+            self.observer.note(f"interrupted: keeping the {len(candidates)} candidates that are complete{more}")
             if not candidates:
                 raise
             interrupted = True
-            self.observer.note("interrupted: keeping the candidates that are complete")
         best = max(candidates, key=lambda one: (-math.inf if math.isnan(one.score) else one.score, -one.cutoff))
         return ByClass(best.model, best.cutoff, best.score, rate_lr, candidates, diverged, interrupted)
 

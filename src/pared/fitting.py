@@ -13,8 +13,11 @@ import torch
 
 from pared.data.problem import Problem
 from pared.data.task import Kind
+from pared.errors import RunError
 from pared.formats.document import Document, save_document
 from pared.formats.script import write_script
+from pared.interrupts import interruptible
+from pared.locking import held
 from pared.measure.judge import Judge, choose, measure_point
 from pared.measure.latency import threads
 from pared.measure.references import fit_references
@@ -85,14 +88,23 @@ def fit(
         command=command or spoken("fit", data, target),
     )
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="pared-"))
-    folder = RunFolder.claim(path, asked.config, resume=resume)
-    if resume and (path / "summary.json").exists():
-        run = Run.open(path)
-        if not run.summary["interrupted"]:
-            _finish(run, folder)
-            return run
-    with threads(asked.settings.threads):
-        return _learn(asked, folder, observer or Observer(), began)
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; choose another --out")
+    with interruptible(), held(path), threads(asked.settings.threads):
+        folder = RunFolder.claim(path, asked.config, resume=resume)
+        if resume and (path / "summary.json").exists():
+            run = Run.open(path)
+            if not run.summary["interrupted"]:
+                _finish(run, folder)
+                return run
+        told = observer or Observer()
+        try:
+            return _learn(asked, folder, told, began)
+        except KeyboardInterrupt:
+            told.note(
+                f"interrupted: every finished epoch is kept in {path}; the same with --resume (resume=True) goes on"
+            )
+            raise
 
 
 def _learn(asked: Asked, folder: RunFolder, observer: Observer, began: float) -> Run:
@@ -161,8 +173,14 @@ def _measure(
     columns = column_records(judge, problem, chosen, seed=settings.seed)
     seconds = {**front.seconds, "measure": time.perf_counter() - began}
     began = time.perf_counter()
-    observer.note("fitting the references")
-    references = _references(problem, judge, settings)
+    references: list[dict[str, Any]] = []
+    if not front.interrupted:
+        observer.note("fitting the references")
+        try:
+            references = _references(problem, judge, settings)
+        except KeyboardInterrupt:
+            front.interrupted = True
+            observer.note("interrupted: leaving the references out; resuming fits them")
     return {
         "format": "pared.run",
         "version": 1,

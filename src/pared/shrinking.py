@@ -4,18 +4,21 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from pared import surgery
 from pared.errors import ConfigError, warn
+from pared.interrupts import interruptible
+from pared.locking import held
 from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Shrink, UnitMethod, UnitSession
@@ -24,7 +27,9 @@ from pared.train.batches import Loss, call, first_rows, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
 from pared.train.feed import Feed
+from pared.train.fingerprint import data_print, digest, name_of, optimizer_name
 from pared.train.resuming import claim, generator_states, set_generator_states
+from pared.train.shortfall import factors_of, why_nothing
 from pared.train.shrunk import PER_DECADE, Shrunk, Smaller, candidates, check_drop, choose, fits, front
 
 #: A network that has hardly shrunk is no point of the front: the one it began as stands for its size.
@@ -101,7 +106,8 @@ def shrink(
     run = _Run(start, feed, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
-    return run.learn({name: limit for name, limit in wishes.items() if limit is not None})
+    with interruptible(), nullcontext() if run.folder is None else held(run.folder):
+        return run.learn({name: limit for name, limit in wishes.items() if limit is not None})
 
 
 @dataclass(eq=False)
@@ -130,10 +136,14 @@ class _Run:
 
     def learn(self, wishes: dict[str, float]) -> Shrunk:
         session = self._bind()
-        start = _factors(session)
+        start = factors_of(session)
         self._check_size(session, wishes)
         self._claim()
-        dense = self._timed("dense", self._dense)
+        try:
+            dense = self._timed("dense", self._dense)
+        except KeyboardInterrupt:
+            self.observer.note(f"interrupted before anything shrank{self._go_on()}")
+            raise
         check_drop(wishes, dense)
         snapshots: list[Smaller] = []
         points, interrupted = [dense], False
@@ -145,10 +155,12 @@ class _Run:
         except KeyboardInterrupt:
             interrupted = True
             points = points if points != [dense] else candidates(snapshots, wishes)
-            self.observer.note("interrupted: keeping what there is")
+            self.observer.note(f"interrupted: keeping {len(points)} smaller networks{self._go_on()}")
         found = front(points) or [dense]
         chosen, because = choose(dense, found, wishes)
-        why = "" if found != [dense] or interrupted else self._why_nothing(session, start, snapshots)
+        least = min((point.params for point in snapshots), default=dense.params)
+        done = found != [dense] or interrupted
+        why = "" if done else why_nothing(session, start, least, self.steps)
         if why:
             warn(why)
         return Shrunk(chosen, because, found, dense, self.events, self.seconds, interrupted, why)
@@ -242,33 +254,6 @@ class _Run:
             self.observer.epoch({"phase": phase, "epoch": epoch, "loss": loss, "params": parameters(model)})
         model.zero_grad(set_to_none=True)
 
-    def _why_nothing(self, session: UnitSession, start: dict[str, Tensor], snapshots: Sequence[Smaller]) -> str:
-        """Why the dense network is all there is, and what would have been enough, as far as it can be told."""
-        steps = session.steps
-        if self.events or not snapshots:
-            least = min((point.params for point in snapshots), default=session.params)
-            return (
-                f"the network hardly shrank: {steps} steps left {least:,} of {session.start_params:,} parameters, so the dense "
-                "network comes back; raise epochs, the learning rate or the method's strength"
-            )
-        pace = ""
-        fallen = [
-            (float(was[k]), float(is_[k])) for was, is_ in _pairs(start, session) for k in [int((is_ / was).argmin())]
-        ]
-        if fallen:
-            was, now = min(fallen, key=lambda pair: pair[1] / pair[0])
-            enough = math.ceil(steps * was / (was - now)) if now < was else 0
-            pace = f"; no factor fell further than from {was:.3g} to {now:.3g}"
-            pace += (
-                f", and at this pace 0 takes about {enough} steps ({math.ceil(enough / self.steps)} epochs)"
-                if enough
-                else ""
-            )
-        return (
-            f"nothing died in {steps} steps, so the dense network comes back{pace}; raise epochs, the learning rate or the "
-            "method's strength"
-        )
-
     # --- measuring ---
 
     def _judged(self, model: nn.Module, epoch: int = -1, strength: float = 0.0) -> Smaller:
@@ -294,6 +279,12 @@ class _Run:
         self.observer.event(asdict(event))
 
     # --- the folder ---
+
+    def _go_on(self) -> str:
+        """How to go on after an interrupt."""
+        if self.folder is None:
+            return "; with folder=... the same call would go on from here"
+        return f"; the same call goes on from {self.folder}"
 
     def _path(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{name}.safetensors"
@@ -326,6 +317,10 @@ class _Run:
             "steps": self.steps,
             "method": repr(self.method),
             "shapes": [[name, list(tensor.shape)] for name, tensor in self.start.state_dict().items()],
+            "start": digest(self.start.state_dict()),
+            "loss": name_of(self.loss),
+            "optimizer": optimizer_name(self.optimizer),
+            "data": data_print(self.feed.loader),
         }
         claim(self.folder, mine)
 
@@ -373,19 +368,6 @@ def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     if not 0.0 < smallest < 1.0:
         raise ConfigError(f"smallest must be between 0 and 1, got {smallest}")
-
-
-@torch.no_grad()
-def _factors(session: UnitSession) -> dict[str, Tensor]:
-    """What each switch multiplies by, (factors,)."""
-    return {name: switch.factors().detach().abs().clone() for name, switch in session.switches.items()}
-
-
-def _pairs(start: dict[str, Tensor], session: UnitSession) -> list[tuple[Tensor, Tensor]]:
-    """Factors then and now, of switches that have as many."""
-    now = _factors(session)
-    found = [(start[name], now[name]) for name in start.keys() & now.keys()]
-    return [(was, is_) for was, is_ in found if was.shape == is_.shape and bool((was > 0).all())]
 
 
 def _lr_scale(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], steps: int) -> float:

@@ -295,11 +295,16 @@ def test_what_was_cut_off_after_the_summary_is_done_on_resuming(finished: Path, 
     assert not (whole / "checkpoints").exists()
 
 
-def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(
+    number: signal.Signals, code: int, finished: Path, tmp_path: Path
+) -> None:
     _, process = start(finished, tmp_path, "--epochs", "2000")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == code
+    assert "interrupted: writing the front so far; resuming goes on" in err
+    assert "with --resume goes on" in err
     assert "Traceback" not in err
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["interrupted"]

@@ -168,6 +168,7 @@ def fit(
         typer.echo(run.table())
         typer.echo(f"\nreport: {run.folder / 'report.html'}")
     if run.summary.get("interrupted"):
+        typer.echo("pared: interrupted; the same command with --resume goes on", err=True)
         raise typer.Exit(130)
 
 
@@ -329,20 +330,29 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command line: mistakes end in one sentence and status 2, an interrupt in status 130."""
+    """Run the command line: mistakes end in one sentence and status 2, Ctrl-C in status 130, SIGTERM in 143."""
+    from pared.interrupts import interruptible
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without our letters gets them as escapes
             stream.reconfigure(errors="backslashreplace")
+    with interruptible() as seen:
+        try:
+            _run()
+        except SystemExit as stop:
+            if stop.code == 130 and seen:
+                sys.exit(128 + seen[0])
+            raise
+
+
+def _run() -> None:
     try:
         app()
     except ParedError as error:
         typer.echo(f"pared: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo(
-            "pared: interrupted before anything was learned; the same command goes on, pared fit with --resume",
-            err=True,
-        )
+        typer.echo("pared: interrupted; the same command goes on, pared fit with --resume", err=True)
         sys.exit(130)
     except ModuleNotFoundError as error:
         typer.echo(f"pared: {error.name} is not installed; pip install 'pared[all]'", err=True)

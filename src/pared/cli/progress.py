@@ -17,7 +17,7 @@ PHASES = {"dense": "dense reference", "shrink": "shrinking"}
 
 
 class Progress:
-    """A context that shows records as they come; `quiet` shows nothing but warnings."""
+    """A context that shows records as they come; `quiet` shows nothing but warnings and what an interrupt kept."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(file=sys.stderr)
@@ -54,7 +54,7 @@ class Progress:
         self.phase = record["phase"]
 
     def _note(self, line: str) -> None:
-        if line.startswith("warning"):
+        if line.startswith(("warning", "interrupted")):
             self.console.print(line, highlight=False, soft_wrap=True)
         elif self.live is not None:
             self.live.update(Text(line, no_wrap=True))

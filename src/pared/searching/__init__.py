@@ -14,6 +14,8 @@ import torch
 from pared.data.task import Kind
 from pared.errors import ConfigError
 from pared.formats.document import Document, save_document
+from pared.interrupts import interruptible
+from pared.locking import held
 from pared.measure.judge import measure_point
 from pared.measure.latency import threads
 from pared.problems import Asked, ask, spoken, versions, with_options
@@ -108,7 +110,8 @@ def search(
         command=command or spoken("search", data, target),
     )
     asked.config["settings"] |= {"sampler": sampler, "over": over, "least_width": least_width}
-    folder = RunFolder.claim(Path(out), asked.config, resume=(Path(out) / "config.toml").exists())
+    with held(Path(out), wait=5.0):
+        folder = RunFolder.claim(Path(out), asked.config, resume=(Path(out) / "config.toml").exists())
     work = _Work(asked, folder.path, sampler, over, trials, least_width)
     observer = observer or Observer()
     again = work.journal().take_up()
@@ -118,15 +121,22 @@ def search(
     for helper in helpers:
         helper.start()
     interrupted = False
-    try:
-        work.run(observer)
-    except KeyboardInterrupt:
-        interrupted = True
-        if not work.journal().finished():
-            raise
-    finally:
-        for helper in helpers:
-            helper.join()
+    with interruptible():
+        try:
+            work.run(observer)
+        except KeyboardInterrupt:
+            for helper in helpers:
+                helper.terminate()  # which puts its trial back, as an interrupt here does
+            count = len(work.journal().finished())
+            observer.note(f"interrupted: keeping {count} finished trials; the same call goes on")
+            if not count:
+                raise
+            interrupted = True
+        finally:
+            for helper in helpers:
+                helper.join()
+    for holder in () if interrupted else work.journal().elsewhere():
+        observer.note(f"warning: a trial is still with {holder}; the same call afterwards takes in what it finds")
     return work.told(interrupted)
 
 
@@ -157,13 +167,15 @@ class _Work:
                     note = self._one(journal, context, trial)
                 except BaseException:
                     journal.put_back(trial)
+                    journal.close()
                     raise
                 observer.note(note)
+        journal.close()
 
     def help(self) -> None:
         """Do a share in a process of its own; an interrupt ends it quietly, as the first process tells of it."""
         torch.set_flush_denormal(True)  # as the command line does; a user's own process is left as it is
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), interruptible():
             self.run()
 
     def _one(self, journal: Journal, context: Context, trial: "optuna.Trial") -> str:

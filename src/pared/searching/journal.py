@@ -1,13 +1,13 @@
 """The journal of a search: which trials there are, whose they are, and which comes next; several processes may share it."""
 
 import contextlib
-import os
-import socket
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from pared.errors import ConfigError, RunError
+from pared.locking import Lock
 
 if TYPE_CHECKING:
     import optuna
@@ -41,6 +41,8 @@ class Journal:
         from optuna.storages.journal import JournalFileBackend
 
         self.sampler, self.seed = sampler, seed
+        self.workers = path.with_name("workers")
+        self._lock: Lock | None = None
         # Optuna's own locks are files that stay when their process is killed; these end with it.
         self.lock, writing = FileLock(path.with_name("asking.lock")), FileLock(path.with_name("writing.lock"))
         directions = ["maximize"] if sampler == "hyperband" else ["minimize", "maximize"]
@@ -65,14 +67,13 @@ class Journal:
             self.study.sampler = self._sampler(len(taken))
             trial = self.study.ask()
             self.study.sampler = self._sampler(trial.user_attrs["place"])
-            for key, value in (("pid", os.getpid()), ("host", socket.gethostname())):
-                trial.set_user_attr(key, value)
+            trial.set_user_attr("worker", self._worker())
             return trial
 
     def take_up(self) -> int:
         """Put trials that were cut off back in line, and return how many."""
         with self.lock:
-            running = [trial for trial in self._in("RUNNING") if _cut_off(trial.user_attrs)]
+            running = [trial for trial in self._in("RUNNING") if self._cut_off(trial.user_attrs)]
             for trial in running:
                 self.put_back(trial)
         return len(running)
@@ -115,6 +116,35 @@ class Journal:
         """Return what each trial took that was given up early."""
         return [dict(trial.user_attrs["record"]) for trial in self._in("PRUNED")]
 
+    def elsewhere(self) -> list[str]:
+        """Return who is at trials that are not finished, in words, once for each trial."""
+        held = [trial.user_attrs for trial in self._in("RUNNING")]
+        return [Lock(self.workers / attrs["worker"]).holder() for attrs in held if not self._cut_off(attrs)]
+
+    def close(self) -> None:
+        """Say that this process takes no more trials."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _worker(self) -> str:
+        """The name of the lock that this process holds while it is at trials; a pid would come again."""
+        if self._lock is None:
+            self.workers.mkdir(exist_ok=True)
+            self._lock = Lock(self.workers / f"{uuid.uuid4().hex}.lock")
+            self._lock.take()
+        return self._lock.path.name
+
+    def _cut_off(self, attrs: Mapping[str, Any]) -> bool:
+        """Whether the process that had a trial is gone: its lock is free."""
+        if "worker" not in attrs:  # killed while it held the lock that is ours now
+            return True
+        lock = Lock(self.workers / attrs["worker"])
+        if lock.path.exists() and not lock.take():
+            return False
+        lock.release()
+        return True
+
     def _in(self, state: str) -> list[Any]:
         states = (_optuna().trial.TrialState[state],)
         with quiet():
@@ -124,21 +154,6 @@ class Journal:
         samplers = _optuna().samplers
         seed = (self.seed * 1_000_003 + place) % 2**32
         return samplers.TPESampler(seed=seed) if self.sampler == "tpe" else samplers.RandomSampler(seed=seed)
-
-
-def _cut_off(attrs: dict[str, Any]) -> bool:
-    """Whether the process that had the trial is gone; one on another machine is given the benefit of the doubt."""
-    if "host" not in attrs:  # killed while it held the lock that is ours now
-        return True
-    if attrs.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(attrs["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _optuna() -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pared.errors import RunError
+from pared.locking import NAME
 from pared.storage import write_atomically
 
 
@@ -32,7 +33,7 @@ class RunFolder:
             if not stored.exists():
                 raise RunError(f"{path} holds no run to resume; leave --resume out to start one")
             folder._check_same(config)
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(item.name != NAME for item in path.iterdir()):
             raise RunError(f"{path} is not empty; add --resume to go on with its run, or choose another --out")
         try:
             folder.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,9 @@ def learn_front(context: Context) -> Front:
     except KeyboardInterrupt:
         interrupted = True
     if interrupted:
-        context.observer.note("interrupted: keeping the front so far")
+        context.observer.note(
+            "interrupted: writing the front so far; resuming goes on from here, and a second interrupt ends at once"
+        )
     seconds["fine_tune"] = time.perf_counter() - began
     return Front(dense, front(points), seconds, interrupted)
 

@@ -46,12 +46,12 @@ def _short(value: Any) -> str:
 
 def generator_states(loader: Any) -> list[Tensor]:
     """Return the states of the generators that a loader and its samplers hold, each once."""
-    return [one.get_state() for one in _generators(loader)]
+    return [one.get_state() for one in generators_of(loader)]
 
 
 def set_generator_states(loader: Any, states: Sequence[Tensor]) -> None:
     """Put a loader's generators where they were."""
-    for one, state in zip(_generators(loader), states, strict=True):
+    for one, state in zip(generators_of(loader), states, strict=True):
         one.set_state(state)
 
 
@@ -66,7 +66,8 @@ def kept_generators(loader: Any) -> Iterator[None]:
         set_generator_states(loader, before)
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """Return the generators that a loader and its samplers hold, each once."""
     sampler, by_batch = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
     holders = (loader, sampler, by_batch, getattr(by_batch, "sampler", None))
     found = [getattr(one, "generator", None) for one in holders]

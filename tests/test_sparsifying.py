@@ -226,6 +226,7 @@ def test_a_single_convolution_is_measured_and_told() -> None:
     assert torch.allclose(found.model(x), layer(x), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of what it does to padded rows
 def test_layers_of_a_transformer_encoder_become_sparse_and_answers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     clocked(monkeypatch)
     layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
@@ -255,7 +256,7 @@ def test_convolutions_are_timed_in_the_memory_format_that_they_run_in(monkeypatc
 
     monkeypatch.setattr(sparsifying, "least_us", timed)
     sparsifying._calibrated.cache_clear()
-    model = nn.Conv2d(5, 6, 3).to(memory_format=torch.channels_last)
+    model = nn.Conv2d(5, 6, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     x = torch.randn(2, 5, 9, 9)
     for given in (x.to(memory_format=torch.channels_last), x):
         pared.sparsify(model, given)

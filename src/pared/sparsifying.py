@@ -121,6 +121,10 @@ def _with_sparse(dense: nn.Module, names: Collection[str]) -> nn.Module:
             isinstance(m, SparseLayer) for m in module.children()
         ):
             vars(module)["activation_relu_or_gelu"] = 0  # its fused operator, which reads weights, is for these alone
+        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, SparseLayer) for m in module.modules()):
+            module.use_nested_tensor = (
+                False  # which it takes for padded rows where its layers are fused, and reads weights
+            )
     stacks = {
         id(module): retyped(module, SparseSequential())
         for module in model.modules()
@@ -270,7 +274,7 @@ def _calibrated(
     layout = torch.contiguous_format
     if formats[0] or formats[1]:  # torch's convolution then gives channels last too
         layout = torch.channels_last
-        dense = dense.to(memory_format=torch.channels_last) if formats[1] else dense
+        dense = dense.to(memory_format=torch.channels_last) if formats[1] else dense  # pyright: ignore[reportCallIssue]
         x = x.to(memory_format=torch.channels_last) if formats[0] else x
     with torch.inference_mode():
         found = least_us([lambda: dense(x), lambda: sparse(x).contiguous(memory_format=layout)])

@@ -119,7 +119,8 @@ def test_who_wakes_between_two_removals_stays() -> None:
 
 def test_realizing_takes_out_who_has_no_share_now() -> None:
     model = residual()
-    session = bound(model, Gates(0.1, depth_groups(model), every=1000))
+    with pytest.warns(UserWarning, match="removes dead units every 1000 steps, and the run has 100"):
+        session = bound(model, Gates(0.1, depth_groups(model), every=1000))
     train(session, 3)
     silence(session.gates["stage 0"], 0, 2)
     before = session.model.eval()(IMAGES.double())
@@ -190,7 +191,8 @@ def test_a_layer_whose_inputs_all_die_keeps_one_at_zero(bottleneck: bool, by_han
 
 def test_a_competition_with_one_branch_left_becomes_that_branch() -> None:
     model = nn.Sequential(Competition(branches()), nn.Identity())
-    session = bound(model, Gates(0.1, every=1000), task()[0][:2])
+    with pytest.warns(UserWarning, match="removes dead units every 1000 steps, and the run has 100"):
+        session = bound(model, Gates(0.1, every=1000), task()[0][:2])
     (gate,) = session.gates.values()
     silence(gate, 0, 2)
     x = task()[0]

@@ -226,7 +226,7 @@ def test_a_single_convolution_is_measured_and_told() -> None:
     assert torch.allclose(found.model(x), layer(x), atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")  # torch's own, of what it does to padded rows
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_layers_of_a_transformer_encoder_become_sparse_and_answers_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     clocked(monkeypatch)
     layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)

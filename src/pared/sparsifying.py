@@ -116,21 +116,24 @@ def _with_sparse(dense: nn.Module, names: Collection[str]) -> nn.Module:
     """Return a copy in which the layers of these names are sparse, and sequences of such ones such as copy less."""
     model = copy.deepcopy(dense)
     model = replaced(model, {id(one): _sparse(one) for name, one in _dense_layers(model).items() if name in names})
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer) and any(
-            isinstance(m, SparseLayer) for m in module.children()
-        ):
-            vars(module)["activation_relu_or_gelu"] = 0  # its fused operator, which reads weights, is for these alone
-        if isinstance(module, nn.TransformerEncoder) and any(isinstance(m, SparseLayer) for m in module.modules()):
-            module.use_nested_tensor = (
-                False  # which it takes for padded rows where its layers are fused, and reads weights
-            )
+    _unfuse(model)
     stacks = {
         id(module): retyped(module, SparseSequential())
         for module in model.modules()
         if type(module) is nn.Sequential and any(isinstance(one, SparseLinear) for one in module)
     }
     return replaced(model, stacks)
+
+
+def _unfuse(model: nn.Module) -> None:
+    """Let encoders with sparse layers do without torch's fused operators, which read weights; these ask for what is set."""
+    for module in model.modules():
+        if not any(isinstance(one, SparseLayer) for one in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            vars(module)["activation_relu_or_gelu"] = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            vars(module)["use_nested_tensor"] = False
 
 
 def _goes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -274,7 +277,8 @@ def _calibrated(
     layout = torch.contiguous_format
     if formats[0] or formats[1]:  # torch's convolution then gives channels last too
         layout = torch.channels_last
-        dense = dense.to(memory_format=torch.channels_last) if formats[1] else dense  # pyright: ignore[reportCallIssue]
+        if formats[1]:
+            dense.weight.data = dense.weight.data.contiguous(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last) if formats[0] else x
     with torch.inference_mode():
         found = least_us([lambda: dense(x), lambda: sparse(x).contiguous(memory_format=layout)])

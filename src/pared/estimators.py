@@ -5,6 +5,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch.func import functional_call
@@ -47,7 +48,7 @@ class _Pared(BaseEstimator):
         class_weights: str | None = None,
         validation: float = 0.15,
         device: str = "cpu",
-        random_state: int | None = 0,
+        random_state: int | np.random.RandomState | np.random.Generator | None = 0,
     ) -> None:
         self.hidden = hidden
         self.epochs = epochs
@@ -71,7 +72,7 @@ class _Pared(BaseEstimator):
             name: getattr(self, name)
             for name in (*names, "max_params", "max_drop", "metric", "class_weights", "device")
         }
-        return Settings(**chosen, seed=0 if self.random_state is None else int(self.random_state))
+        return Settings(**chosen, seed=_seed(self.random_state))
 
     def _learn(self, x: np.ndarray, y: np.ndarray, task: Task, sample_weight: Any) -> Self:
         settings = self._settings()
@@ -207,3 +208,12 @@ def _choose(front: Front, settings: Settings, points: bool) -> Point:
         within = [p for p in allowed if p.score >= floor]
         return min(within, key=lambda p: p.params) if within else best
     return best
+
+
+def _seed(random_state: int | np.random.RandomState | np.random.Generator | None) -> int:
+    """Return the seed of one fit, as scikit-learn means it: None is drawn afresh from numpy's global state."""
+    if isinstance(random_state, np.random.Generator):
+        return int(random_state.integers(2**31 - 1))
+    if random_state is None or isinstance(random_state, np.random.RandomState):
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    return int(random_state)

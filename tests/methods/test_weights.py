@@ -339,10 +339,10 @@ class TestBinding:
         with pytest.raises(ConfigError, match="total_steps"):
             RigL().bind(net, OPTIMIZERS["Adam"](net))
         with pytest.raises(SurgeryError, match="LBFGS"):
-            SET().bind(net, torch.optim.LBFGS(net.parameters()), total_steps=5)
+            SET(every=1).bind(net, torch.optim.LBFGS(net.parameters()), total_steps=5)
         with pytest.raises(ConfigError, match="not of a copy"):
-            SET().bind(net, OPTIMIZERS["Adam"](network()), total_steps=5)
-        session = bound(SET())
+            SET(every=1).bind(net, OPTIMIZERS["Adam"](network()), total_steps=5)
+        session = bound(SET(every=5))
         with pytest.raises(SurgeryError, match="bound already"):
             Static().bind(session.model, session.optimizer)
         with pytest.raises(SurgeryError, match="bound already"):
@@ -384,11 +384,11 @@ class TestBinding:
             wrong()
 
     def test_a_state_of_another_network_is_refused(self) -> None:
-        state = bound(SET()).state_dict()
+        state = bound(SET(every=5)).state_dict()
         with pytest.raises(RunError, match="does not fit"):
-            bound(SET(), conv=True).load_state_dict(state)
+            bound(SET(every=5), conv=True).load_state_dict(state)
         with pytest.raises(RunError, match="format"):
-            bound(SET()).load_state_dict({**state, "format": 99})
+            bound(SET(every=5)).load_state_dict({**state, "format": 99})
         with pytest.raises(RunError, match="of SET, this one of DeepR"):
             bound(DeepR()).load_state_dict(state)
 
@@ -469,7 +469,7 @@ class TestRules:
     def test_a_tolerance_needs_a_loss(self) -> None:
         model = network()
         with pytest.raises(ConfigError, match="needs bind"):
-            SDR(tolerance=0.1).bind(model, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=5)
+            SDR(tolerance=0.1, every=1).bind(model, torch.optim.SGD(model.parameters(), lr=0.0), total_steps=5)
 
     def test_deep_r_keeps_signs(self) -> None:
         session = bound(DeepR(0.8, noise=1.0))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pared.errors import ConfigError
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import WeightMethod, check_window, within
+from pared.methods.weights import WeightMethod, check_window, meets, within
 from pared.topology import Connections, Cosine, Schedule
 
 Scope = Literal["neuron", "layer"]
@@ -74,6 +74,10 @@ class LpSS(WeightMethod):
     def dense(self) -> bool:
         """Whether it keeps a number for every weight: what it died with."""
         return self.regrow == "keep"
+
+    def changes(self, total_steps: int) -> bool:
+        """Return whether a change falls within the run; without sparsity none is due."""
+        return self.sparsity == 0.0 or meets(total_steps, self.every, self.begin, self.end)
 
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether it is time."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import WeightMethod, check_window, within
+from pared.methods.weights import WeightMethod, check_window, meets, within
 from pared.topology import Connections, Cosine, Schedule
 
 
@@ -33,6 +33,10 @@ class Rewiring(WeightMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_window(self.every, self.begin, self.end)
+
+    def changes(self, total_steps: int) -> bool:
+        """Return whether a change falls within the run; without sparsity none is due."""
+        return self.sparsity == 0.0 or meets(total_steps, self.every, self.begin, self.end)
 
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether it is time, and some weight is dead: a dense network has nowhere to grow."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from pared.errors import ConfigError
 from pared.methods.gradual import GradualMagnitude
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import Scope, within
+from pared.methods.weights import Scope, meets, within
 
 #: How often the interval that the threshold lies in is halved.
 HALVINGS = 10
@@ -55,6 +55,10 @@ class SDR(GradualMagnitude):
             grad = connections.weight.grad
             deaf = 1.0 if grad is None else (1.0 - grad.abs()).clamp(min=0.0)
             connections.weight.mul_(1.0 - self.strength * deaf)
+
+    def changes(self, total_steps: int) -> bool:
+        """Return whether a cut falls within the run; without a tolerance the last is made at the window's end."""
+        return not self.needs_loss or self.sparsity == 0.0 or meets(total_steps, self.every, self.begin, self.end)
 
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether it is time for a cut."""

@@ -9,7 +9,7 @@ import torch
 from pared.errors import ConfigError
 from pared.methods.rewiring import weakest
 from pared.methods.weight_session import WeightSession
-from pared.methods.weights import WeightMethod, check_window, within
+from pared.methods.weights import WeightMethod, check_window, meets, within
 from pared.topology import Cosine, Schedule
 
 
@@ -49,6 +49,10 @@ class SNFS(WeightMethod):
     def dense(self) -> bool:
         """Whether it keeps a number for every weight: its averaged gradient."""
         return True
+
+    def changes(self, total_steps: int) -> bool:
+        """Return whether a change falls within the run; without sparsity none is due."""
+        return self.sparsity == 0.0 or meets(total_steps, self.every, self.begin, self.end)
 
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether it is time, and some weight is dead."""

@@ -290,6 +290,8 @@ class WeightSession(Session):
         return {
             "format": FORMAT,
             "method": type(self.method).__name__,
+            "settings": self.method.settings(),
+            "total_steps": self.total_steps,
             "steps": self.steps,
             "shapes": {name: list(connections.shape) for name, connections in self.connections.items()},
             "masks": {
@@ -306,11 +308,13 @@ class WeightSession(Session):
         """Go on from a saved state in this freshly bound session.
 
         Raises:
-            RunError: the state comes from another network or another format.
+            RunError: the state comes from another network, another format, a method with other settings, or, where the method
+                counts on that, a run of another length.
         """
         check_format(state, FORMAT)
         if state["method"] != type(self.method).__name__:
             raise RunError(f"the saved session is of {state['method']}, this one of {type(self.method).__name__}")
+        self._check_settings(state)
         shapes = {name: list(connections.shape) for name, connections in self.connections.items()}
         saved = dict(state["shapes"])
         for name in sorted(shapes.keys() | saved.keys()):
@@ -332,6 +336,21 @@ class WeightSession(Session):
         self.steps = state["steps"]
         self.events[:] = [Rewired(**event) for event in state["events"]]
         self.look_ahead()
+
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        mine, saved = self.method.settings(), state.get("settings", {})
+        for name in sorted(mine.keys() & saved.keys()):
+            if mine[name] != saved[name]:
+                raise RunError(
+                    f"the saved session is of {type(self.method).__name__} with {name}={saved[name]}, this one has "
+                    f"{name}={mine[name]}; bind the method that it was saved with"
+                )
+        total = state.get("total_steps", self.total_steps)
+        if self.method.timed and total != self.total_steps:
+            raise RunError(
+                f"the saved session is of a run of {total} steps, this one of {self.total_steps}; bind with "
+                f"total_steps={total}"
+            )
 
 
 def _ignore(event: Rewired) -> None:

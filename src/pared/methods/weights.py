@@ -1,7 +1,9 @@
 """Methods that decide over single weights: which are there at the start, and when some die and others grow."""
 
+import math
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Literal, get_args
 
 import torch
@@ -121,6 +123,12 @@ class WeightMethod(Method):
         """
         del steps_per_epoch
         check_total(self.timed, total_steps, type(self).__name__)
+        if total_steps is not None and self.timed and not self.changes(total_steps):
+            warnings.warn(
+                f"connections never change in {total_steps} steps with {self}: no multiple of every lies between begin and "
+                "end; take a smaller every",
+                stacklevel=2,
+            )
         if self.needs_loss and loss is None:
             raise ConfigError(f"{self} needs bind(..., loss=...), the loss on rows held out")
         net = surgery.bare(model, distributed=True)
@@ -218,6 +226,16 @@ class WeightMethod(Method):
     def begin_session(self, session: WeightSession) -> None:
         """Do what comes before the first step."""
 
+    def changes(self, total_steps: int) -> bool:
+        """Return whether connections change at any step of a run of this length."""
+        del total_steps
+        return True
+
+    def settings(self) -> dict[str, str]:
+        """Return what tells this method apart from others of its kind, for files; functions are not compared."""
+        chosen = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: repr(value) for name, value in chosen.items() if not callable(value)}
+
     def due(self, session: WeightSession, step: int) -> bool:
         """Return whether connections change behind the step of this number, the first being 1."""
         del session, step
@@ -261,6 +279,12 @@ def check_window(every: int, begin: float, end: float) -> None:
         raise ConfigError(f"every must be a number of steps >= 1, got {every!r}")
     if not 0.0 <= begin < end <= 1.0:
         raise ConfigError(f"begin and end must be fractions of the run, 0 <= begin < end <= 1; got {begin} and {end}")
+
+
+def meets(total_steps: int, every: int, begin: float, end: float) -> bool:
+    """Return whether some step of `total_steps` is one of every `every` between the fractions of the run."""
+    first = max(1, math.ceil(begin * total_steps / every)) * every
+    return first <= end * total_steps
 
 
 def within(session: WeightSession, step: int, every: int, begin: float, end: float) -> bool:

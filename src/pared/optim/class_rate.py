@@ -244,6 +244,12 @@ class ClassRateSGD(Optimizer):
             raise RunError(
                 "no managed layer had a gradient: forward and backward pass both stand in `with classes(y):`"
             )
+        if self.learning and not self._batches and any(weight.grad is not None for weight in self._managed()):
+            warnings.warn(
+                "this step has no rates by class, as its forward and backward pass did not stand in `with "
+                "optimizer.classes(y):`; it is that of plain SGD",
+                stacklevel=4,
+            )
         for group in self.param_groups:
             for weight in group["params"]:
                 seen = [(batch, batch.seen[weight]) for batch in self._batches if weight in batch.seen]

@@ -19,13 +19,29 @@ Score = Callable[[Tensor, Tensor, Tensor | None], float]
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
 class Observer:
-    """Called on the way: `epoch` with a metrics record, `event` with a removal's record, `note` with a line of text."""
+    """Called on the way: `epoch` with a metrics record, `event` with a removal's record, `note` with a line of text.
 
-    epoch: Callable[[Record], None] = lambda record: None
-    event: Callable[[Record], None] = lambda record: None
-    note: Callable[[str], None] = lambda line: None
+    Give functions, or override the methods in a subclass; a function that is given goes before a method.
+    """
+
+    def __init__(
+        self,
+        epoch: Callable[[Record], None] | None = None,
+        event: Callable[[Record], None] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        given = {"epoch": epoch, "event": event, "note": note}
+        vars(self).update({name: function for name, function in given.items() if function is not None})
+
+    def epoch(self, record: Record) -> None:
+        """Take the metrics of an epoch."""
+
+    def event(self, record: Record) -> None:
+        """Take what was removed."""
+
+    def note(self, line: str) -> None:
+        """Take a line for a person to read."""
 
 
 @dataclass

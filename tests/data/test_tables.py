@@ -253,3 +253,10 @@ def test_openml_without_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         load_table("openml:31")
     with pytest.raises(DataError, match="number of a data set"):
         load_table("openml:adult")
+
+
+def test_fields_may_be_long_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    before, path = csv.field_size_limit(), tmp_path / "long.csv"
+    path.write_text("a,b\n" + "".join(f"{i},{'x' * 150_000}\n" for i in range(3)))
+    assert read_table(path)["b"].str.len().tolist() == [150_000] * 3
+    assert csv.field_size_limit() == before

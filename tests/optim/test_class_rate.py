@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import pared
 from pared.errors import ConfigError, RunError
+from pared.ops.processes import Processes
 from pared.optim import ClassRateSGD
 
 K = 4
@@ -478,3 +479,12 @@ def test_mistakes_are_told() -> None:
             ClassRateSGD(model, **{"classes": K, **options})
     with pytest.raises(ConfigError, match="no hidden"):
         ClassRateSGD(nn.Linear(2, 2), classes=2)
+
+
+def test_several_processes_are_refused_while_rates_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    x, y = data("linear", 6)
+    monkeypatch.setattr(Processes, "of", lambda model=None: Processes(size=2))
+    with pytest.raises(RunError, match="2 train together"):
+        go(model, ClassRateSGD(model, 0.1, 1.0, classes=K), x, y)
+    go(model, ClassRateSGD(model, 0.1, 0.0, classes=K), x, y)  # plain SGD

@@ -13,7 +13,7 @@ from pared.report.card import fenced, plain, render_card
 from pared.report.charts import Series, chart, heatmap, number
 from pared.report.html import headline, render_html
 from pared.report.reading import RunRecord
-from pared.report.table import render_table, rows, shortened
+from pared.report.table import render_table, rows, sentences, shortened
 
 
 def point(params: int, score: float, name: str, hidden: tuple[int, ...] = (9, 7)) -> dict[str, Any]:
@@ -153,3 +153,11 @@ def test_what_comes_from_the_data_is_no_markdown(text: str) -> None:
     fence, *body, last = fenced(text).split("\n")
     assert fence == last
     assert fence not in "\n".join(body)
+
+
+def test_a_baseline_that_was_stopped_early_is_said_to_be() -> None:
+    run = record()
+    run.summary["references"][0]["limited"] = "at most 15 of 300 iterations, for 1,000 classes"
+    assert "The logistic regression was stopped early: at most 15 of 300 iterations, for 1,000 classes." in sentences(
+        run
+    )

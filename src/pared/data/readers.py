@@ -3,9 +3,11 @@
 import csv
 import gzip
 import io
+import threading
 import zlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import pandas as pd
 
 from pared.data.dialect import MISSING, Dialect
 from pared.errors import ConfigError, DataError
+
+_LIMITED = threading.Lock()
 
 DELIMITERS = (",", ";", "\t", "|")
 TEXT = (".csv", ".tsv", ".txt", ".data", ".test")
@@ -158,14 +162,25 @@ def _delimited(
 
 
 def _rows(text: str, delimiter: str) -> tuple[list[list[str]], list[int]]:
-    csv.field_size_limit(2**27)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     rows, numbers = [], []
-    for row in reader:
-        if row and (len(row) > 1 or row[0].strip()):
-            rows.append(row)
-            numbers.append(reader.line_num)
+    with _long_fields():
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+        for row in reader:
+            if row and (len(row) > 1 or row[0].strip()):
+                rows.append(row)
+                numbers.append(reader.line_num)
     return rows, numbers
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let fields be as long as texts get; the limit is the process's, so it is put back, and one thread reads at a time."""
+    with _LIMITED:
+        before = csv.field_size_limit(2**27)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 def detect_delimiter(lines: list[str], usual: str = ",") -> str:
@@ -176,7 +191,8 @@ def detect_delimiter(lines: list[str], usual: str = ",") -> str:
     sample = [line for line in lines[:200] if line.strip()][:100]
     scores: list[tuple[float, int, bool, str]] = []
     for delimiter in dict.fromkeys((*DELIMITERS, usual)):
-        widths = Counter(len(row) for row in csv.reader(sample, delimiter=delimiter, skipinitialspace=True))
+        with _long_fields():
+            widths = Counter(len(row) for row in csv.reader(sample, delimiter=delimiter, skipinitialspace=True))
         width, count = max(widths.items(), key=lambda item: item[1], default=(1, 0))
         if width > 1:
             scores.append((round(count / sum(widths.values()), 1), width, delimiter == usual, delimiter))

@@ -8,6 +8,9 @@ import numpy as np
 
 from pared.measure.latency import latency_us
 
+#: Trees that boosting may grow, and iterations of logistic regression times classes: up to 20 and 50 classes, no bound.
+TREES, ITERATIONS = 2_000, 15_000
+
 Judge = Callable[[np.ndarray, np.ndarray, Any, str], float]
 
 
@@ -25,10 +28,13 @@ def fit_references(
 
     `parts` maps "train", "validation" and "test" to encoded inputs (n, d) and targets; `judge(targets, predictions,
     probabilities, part)` scores, `better` turns a score so that larger is better. The linear model's penalty is chosen
-    on validation; with `refit` both are fitted once more on training and validation rows, as the networks are.
+    on validation; with `refit` both are fitted once more on training and validation rows, as the networks are. Both cost as
+    much as there are classes: with very many they are stopped early, and `limited` of a record says so.
     """
     records = []
-    for name, candidates in _families(kind, seed).items():
+    classes = 1 if kind == "regression" else len(np.unique(parts["train"][1]))
+    limits = _limited(classes)
+    for name, candidates in _families(kind, seed, classes).items():
         scored = []
         for make in candidates:
             model = _fit(make, *parts["train"], weights)
@@ -38,20 +44,42 @@ def fit_references(
         if refit and weights is None:
             both = [np.concatenate([parts["train"][i], parts["validation"][i]]) for i in (0, 1)]
             model = _fit(make, both[0], both[1], both_weights)
-        records.append(_record(name, model, kind, judge, parts, better(best)))
+        record = _record(name, model, kind, judge, parts, better(best))
+        records.append(record | ({"limited": limits[name]} if name in limits else {}))
     return records
 
 
-def _families(kind: str, seed: int) -> dict[str, list[Callable[[], Any]]]:
+def _rounds(classes: int) -> int:
+    return max(5, min(100, TREES // max(1, classes)))
+
+
+def _iterations(classes: int) -> int:
+    return max(30, min(300, ITERATIONS // max(1, classes)))
+
+
+def _limited(classes: int) -> dict[str, str]:
+    """Return of each reference that is stopped before its usual end, by name, where."""
+    linear, boosting = _iterations(classes), _rounds(classes)
+    found = {}
+    if linear < 300:
+        found["logistic regression"] = f"at most {linear} of 300 iterations, for {classes:,} classes"
+    if boosting < 100:
+        found["histogram gradient boosting"] = f"{boosting} of 100 rounds, for {classes:,} classes"
+    return found
+
+
+def _families(kind: str, seed: int, classes: int) -> dict[str, list[Callable[[], Any]]]:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.multioutput import MultiOutputRegressor
 
     if kind == "classification":
-        linear = [lambda C=C: LogisticRegression(C=C, max_iter=300) for C in (0.01, 0.1, 1.0)]
+        linear = [lambda C=C: LogisticRegression(C=C, max_iter=_iterations(classes)) for C in (0.01, 0.1, 1.0)]
         return {
             "logistic regression": linear,
-            "histogram gradient boosting": [lambda: HistGradientBoostingClassifier(random_state=seed)],
+            "histogram gradient boosting": [
+                lambda: HistGradientBoostingClassifier(random_state=seed, max_iter=_rounds(classes))
+            ],
         }
     ridge = [lambda alpha=alpha: Ridge(alpha=alpha) for alpha in (0.1, 1.0, 10.0, 100.0)]
     boosting = HistGradientBoostingRegressor(random_state=seed)

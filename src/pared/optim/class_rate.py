@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pared.errors import ConfigError, RunError
+from pared.ops.processes import Processes
 from pared.optim.class_shares import Batch, Watch, shares, singles
 
 #: What has a rate of its own for each class: each weight, each neuron (or filter), or each layer.
@@ -149,6 +150,7 @@ class ClassRateSGD(Optimizer):
 
         Raises:
             ConfigError: `y` is not as above.
+            RunError: rates are learned, and a process group of several processes was initialised.
         """
         count = self.param_groups[0]["classes"]
         if y.ndim != 1 or y.is_floating_point() or y.is_complex():
@@ -159,6 +161,12 @@ class ClassRateSGD(Optimizer):
         if not self.learning:
             yield
             return
+        processes = Processes.of()
+        if processes.several:  # each would learn from its own gradients by class, which nothing averages
+            raise RunError(
+                f"ClassRateSGD learns rates by the gradients of one process, and {processes.size} train together, whose "
+                "networks would drift apart; train in one process, or with rate_lr=0, which is plain SGD"
+            )
         batch = Batch(y)
         self._batches.append(batch)
         with Watch({id(w) for w in self._managed()}, batch):

@@ -79,6 +79,7 @@ def sentences(run: RunRecord) -> list[str]:
         f"Test {run.metric.label} {show(chosen['test_score'])} (95 % interval {show(low)} to {show(high)}, "
         f"{data['test']:,} rows); "
         f"the dense network has {show(start['test_score'])}.",
+        *(f"The {r['name']} was stopped early: {r['limited']}." for r in summary["references"] if r.get("limited")),
         f"It asks for {len(kept)} of {data['columns']} columns ({chosen['inputs']} of {data['inputs']} inputs): "
         f"{shortened(kept)}.",
         f"{summary['seconds']:.1f} s in all: "

@@ -17,6 +17,7 @@ from pared.errors import ConfigError, RunError
 from pared.interrupts import interruptible
 from pared.locking import held
 from pared.optim import ClassRateSGD
+from pared.process import forked_random
 from pared.train.batches import Loss, train_on
 from pared.train.checkpoint import generator_for, load_state, save_state
 from pared.train.context import Observer
@@ -329,7 +330,7 @@ def _finite(model: nn.Module) -> bool:
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Let random numbers on the CPU and on `device` begin at a seed, and go on behind it as if nothing had been drawn."""
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
+    with forked_random(cuda):
         torch.default_generator.manual_seed(seed)
         for one in cuda:
             with torch.cuda.device(one):

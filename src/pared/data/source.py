@@ -1,7 +1,6 @@
 """One door for data: a path, a built-in name, openml:ID, or a frame."""
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pandas.util import hash_pandas_object
 from pared.data.dialect import Dialect
 from pared.data.readers import read_with_dialect, tidy
 from pared.errors import DataError
+from pared.process import silent
 
 BUILTIN = ("digits", "breast-cancer", "wine", "diabetes", "iris")
 
@@ -87,8 +87,7 @@ def _openml(name: str) -> tuple[pd.DataFrame, str | None]:
     if not number.isdigit():
         raise DataError(f"{name}: expected openml: and the number of a data set, such as openml:1590")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # each try without a network warns; one sentence is enough
+        with silent(UserWarning):  # each try without a network warns; one sentence is enough
             bunch: Any = fetch_openml(data_id=int(number), as_frame=True, parser="auto", n_retries=1)
     except (URLError, OSError, ValueError) as error:
         raise DataError(

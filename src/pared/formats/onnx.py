@@ -2,7 +2,6 @@
 
 import io
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from pared.errors import RunError
+from pared.process import LOCK, silent
 from pared.storage import write_atomically
 
 #: Largest difference to torch that a float32 model may show.
@@ -98,11 +98,16 @@ def _check(content: bytes, model: nn.Module, inputs: int, path: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the exporter's chatter inside the block only."""
+    """Hold back the exporter's chatter inside the block only, which one thread at a time is in."""
+    with LOCK, _quiet():  # torch.export is not reentrant, and there is one stdout
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with silent(), redirect_stdout(io.StringIO()):
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:

@@ -14,6 +14,7 @@ from pared.errors import RunError
 from pared.formats.onnx import quiet, serialized
 from pared.nn.dense import dense
 from pared.nn.sparse_layer import SparseLayer
+from pared.process import in_evaluation
 from pared.storage import write_named
 
 #: Largest difference to torch, relative to the largest output (but at least to 1).
@@ -37,10 +38,8 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
     args = (example,) if isinstance(example, Tensor) else tuple(example)
     if any(isinstance(module, SparseLayer) for module in model.modules()):
         model = dense(copy.deepcopy(model))
-    flags = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), in_evaluation(model):
             _try(model, _batch(args, 2), path)
             content, run = (_onnx if path.suffix == ".onnx" else _pt2)(model, _batch(args, 2), dynamic)
             for rows in (1, 2, 5) if dynamic else (2,):
@@ -51,9 +50,6 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
         reason = str(error).strip().split("\n")[0][:200]
         hint = "; try dynamic=False" if dynamic else ""
         raise RunError(f"{path} could not be written ({type(error).__name__}: {reason}){hint}") from error
-    finally:
-        for module, training in flags:
-            module.training = training
     write_named(path, content)
     return path
 

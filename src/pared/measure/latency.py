@@ -2,23 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run torch's kernels on `count` threads inside the block, and on as many as before after it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+from pared.process import threads as threads
 
 
 def latency_us(call: Callable[[], object], *, seconds: float = 0.03, blocks: int = 7) -> float:

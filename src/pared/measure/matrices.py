@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pared.errors import ConfigError
 from pared.nn.sparse_layer import SparseLayer
+from pared.process import forked_random
 from pared.surgery.trace import Example, arguments, evaluating
 
 #: Operators by the place of the matrices among their arguments, from the end of what they multiply.
@@ -148,7 +149,7 @@ def _watch(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> "_W
     devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     stance = torch.compiler.set_stance("force_eager")
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=list(devices)), stance, watch:
+        with forked_random(list(devices)), evaluating(model), torch.no_grad(), stance, watch:
             model(*args, **kwargs)
     except Exception as error:
         first = str(error).strip().split("\n")[0][:300]

@@ -1,12 +1,12 @@
 """What a person would otherwise use, on the same rows: a linear model and gradient boosting."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pared.measure.latency import latency_us
+from pared.process import silent
 
 #: Trees that boosting may grow, and iterations of logistic regression times classes: up to 20 and 50 classes, no bound.
 TREES, ITERATIONS = 2_000, 15_000
@@ -92,8 +92,7 @@ def _families(kind: str, seed: int, classes: int) -> dict[str, list[Callable[[],
 def _fit(make: Callable[[], Any], x: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Any:
     from sklearn.exceptions import ConvergenceWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with silent(ConvergenceWarning):
         return make().fit(x, y, sample_weight=weights)
 
 

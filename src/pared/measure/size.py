@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pared.measure.mac_counter import MacCounter
+from pared.process import LOCK
 from pared.surgery.trace import Example, arguments, evaluating
 
 
@@ -24,7 +25,7 @@ def macs(model: nn.Module, example: Example) -> int:
     """
     args, kwargs = arguments(example)
     counter = MacCounter()
-    with evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
+    with LOCK, evaluating(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), counter:
         model(*args, **kwargs)
     counter.warn()
     return counter.total

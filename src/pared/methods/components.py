@@ -16,6 +16,7 @@ from pared.methods.selectors import Competing
 from pared.methods.session import Event
 from pared.methods.unit_session import UnitSession
 from pared.nn import Channels, Gate, Gated, SparseAdjacency, Switched
+from pared.process import forked_random
 from pared.surgery import Example, remove_idle, stand_in, why_stays
 from pared.surgery.idle import within
 from pared.surgery.stand_in import Kind
@@ -110,7 +111,7 @@ def _shapes(model: nn.Module, names: Collection[str], example: Example) -> dict[
     handles = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
     args, kwargs = arguments(example)
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+        with forked_random(), evaluating(model), torch.no_grad(), suppress(Exception):
             model(*args, **kwargs)
     finally:
         for handle in handles:

@@ -4,7 +4,6 @@ Arguments and answers are those of `pared.native.csr`, on any device that torch 
 checked when they are new or were changed, and on the CPU for leading outside each time, which holds other devices up.
 """
 
-import warnings
 from functools import cache
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pared.errors import ConfigError
 from pared.ops.pattern import check_csr
+from pared.process import silent
 
 #: Where torch multiplies sparse CSR matrices, and of which numbers.
 DEVICES, DTYPES = ("cpu", "cuda"), (torch.float32, torch.float64)
@@ -101,7 +101,6 @@ def _matrix(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
 @cache
 def _say_nothing() -> None:
     """Make torch's first sparse CSR matrix here, as it warns once, in any process, that these are in a beta state."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+    with silent(message="Sparse CSR tensor support is in beta state"):
         ends, none = torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
         torch.sparse_csr_tensor(ends, none, torch.zeros(0), (1, 1), check_invariants=False)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from pared.errors import SurgeryError
+from pared.process import LOCK
 from pared.surgery.apply import bare, prepare
 from pared.surgery.graph import Graph, build, finish
 from pared.surgery.optimizers import Optimizers
@@ -28,9 +29,10 @@ def graph(model: nn.Module, example: Example, *, inputs: bool = False) -> Graph:
         SurgeryError: `torch.export` cannot follow the forward pass.
     """
     model = bare(model)
-    builder = build(model, example, inputs=inputs)
-    if not _plain(model):
-        Rehearsal(model, example, builder).run()
+    with LOCK:  # no other thread may trace the network while it is copied
+        builder = build(model, example, inputs=inputs)
+        if not _plain(model):
+            Rehearsal(model, example, builder).run()
     return finish(builder)
 
 

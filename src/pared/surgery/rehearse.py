@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pared.errors import SurgeryError
+from pared.process import forked_random
 from pared.surgery.axes import Dim, Kind, describe, find, freeze, leaves
 from pared.surgery.graph import Attribute, Builder, Space, build, name_spaces
 from pared.surgery.operators import POINTWISE
@@ -165,7 +166,7 @@ class Rehearsal:
         try:
             model = self._grown(grown, attributes, self.device)
             args, kwargs = arguments(self._widened(grown, self.device))
-            with evaluating(model), torch.no_grad():
+            with forked_random(), evaluating(model), torch.no_grad():
                 out = model(*args, **kwargs)
         except Exception as error:
             return str(error).strip().split("\n")[0][:160]

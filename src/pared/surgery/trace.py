@@ -3,7 +3,6 @@
 import ast
 import copy
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pared.errors import SurgeryError
+from pared.process import Shared, forked_random, in_evaluation, silent
 from pared.surgery.axes import Dim
 
 #: What `example` may be: one tensor, positional arguments, or keyword arguments.
@@ -127,14 +127,14 @@ def arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def trace(model: nn.Module, example: Example) -> tuple[fx.Graph, dict[str, str], Any]:
     """Export `model` in evaluation mode; return the graph, the tensor names by placeholder, and the program itself.
 
-    Training flags, random state and gradients are left as they are.
+    Training flags, random state and gradients are left as they are. `torch.export` is not reentrant: threads take turns.
 
     Raises:
         SurgeryError: `torch.export` cannot follow the forward pass, with its reason.
     """
     args, kwargs = arguments(example)
     try:
-        with evaluating(model), _quiet(), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        with forked_random(), evaluating(model), _quiet(), torch.enable_grad():
             program = torch.export.export(model, args, kwargs, strict=False)
     except Exception as error:
         first = str(error).strip().split("\n")[0][:300]
@@ -149,18 +149,26 @@ def trace(model: nn.Module, example: Example) -> tuple[fx.Graph, dict[str, str],
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode for a while, every module's own flag coming back."""
-    flags = [(module, module.training) for module in model.modules()]
+    """Put `model` into evaluation mode for a while, every module's own flag coming back.
+
+    Several threads may do so at once, with one network or many.
+    """
+    with in_evaluation(model), _no_fastpath():
+        yield
+
+
+@contextmanager
+def _fastpath_off() -> Iterator[None]:
+    """One fused operator would hide what attention is made of."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        for module, _ in flags:
-            module.training = False
-        torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide what attention is made of
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in flags:
-            module.training = training
+
+
+_no_fastpath = Shared(_fastpath_off)
 
 
 @contextmanager
@@ -170,8 +178,7 @@ def _quiet() -> Iterator[None]:
     before = logger.disabled
     logger.disabled = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silent():
             yield
     finally:
         logger.disabled = before

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pared.errors import ConfigError, DataError, warn
+from pared.process import forked_random
 from pared.surgery.trace import evaluating
 from pared.train.batches import call, first_rows, length, moved, pair
 from pared.train.resuming import kept_generators
@@ -122,7 +123,7 @@ def _norm_without_statistics(model: nn.Module, x: Any) -> str | None:
 
         handles = [norm.register_forward_pre_hook(look) for norm in training]
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), forked_random():
                 call(model, moved(x, device))
         except _Found as found:
             return f"{type(model.get_submodule(str(found))).__name__} {str(found)!r}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pared.errors import RunError
+from pared.process import forked_random
 from pared.train.checkpoint import load_state, save_state
 
 
@@ -60,7 +61,7 @@ def kept_generators(loader: Any) -> Iterator[None]:
     """Let what is drawn inside of the block, by a loader's generators or torch's own, be drawn as if it had not been."""
     before = generator_states(loader)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with forked_random():
             yield
     finally:
         set_generator_states(loader, before)

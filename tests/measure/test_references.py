@@ -17,7 +17,7 @@ def fitted(classes: int) -> list[dict[str, Any]]:
     def score(truth: np.ndarray, predictions: np.ndarray, probabilities: Any, part: str) -> float:
         return float(np.mean(truth == predictions))
 
-    parts = dict.fromkeys(("train", "validation", "test"), (x, y))
+    parts: dict[str, tuple[np.ndarray, np.ndarray]] = dict.fromkeys(("train", "validation", "test"), (x, y))
     return fit_references(parts, "classification", score, better=lambda value: value, refit=False, seed=0)
 
 

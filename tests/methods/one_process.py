@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -74,7 +75,9 @@ def main(rank: int, folder: Path) -> None:
     told |= {f"sparse {name}": train(rank, method, sparse=True) for name, method in CASES.items() if method.steady}
     told["sphere"] = train(rank, CASES["rigl"], sparse=True, sphere=True)
     (folder / f"{rank}.json").write_text(json.dumps(told))
+    dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort the interpreter's own way out, when all is written
 
 
 if __name__ == "__main__":

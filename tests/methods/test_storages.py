@@ -242,7 +242,7 @@ def test_averages_follow(method: WeightMethod, kind: str, change: Change) -> Non
 
 def test_what_needs_a_number_for_every_weight_is_refused() -> None:
     model = sparse(double(), {"2.weight": masks()["2.weight"]})
-    for method in (SNFS(0.8), DeepR(0.8, soft=True), LpSS(0.8, regrow="keep")):
+    for method in (SNFS(0.8, every=5), DeepR(0.8, soft=True), LpSS(0.8, every=5, regrow="keep")):
         with pytest.raises(ConfigError, match="keeps a number for every weight"):
             bind(method, model, OPTIMIZERS["Adam"])
 

@@ -314,7 +314,6 @@ class WeightSession(Session):
         check_format(state, FORMAT)
         if state["method"] != type(self.method).__name__:
             raise RunError(f"the saved session is of {state['method']}, this one of {type(self.method).__name__}")
-        self._check_settings(state)
         shapes = {name: list(connections.shape) for name, connections in self.connections.items()}
         saved = dict(state["shapes"])
         for name in sorted(shapes.keys() | saved.keys()):
@@ -323,6 +322,7 @@ class WeightSession(Session):
                     f"the saved session does not fit this network: {name!r} is {saved.get(name)} there and "
                     f"{shapes.get(name)} here; build the network it was saved from"
                 )
+        self._check_settings(state)
         self.net.load_state_dict(state["model"])
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share tensors with `state`
         for name, connections in self.connections.items():

@@ -16,6 +16,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*steps left .* more than half")  # some checks train on a handful of rows
 @parametrize_with_checks(
     [ParedClassifier(**QUICK), ParedRegressor(**QUICK)], expected_failed_checks=lambda estimator: EXPECTED
 )
@@ -50,3 +51,10 @@ def test_several_targets_are_regressed_in_their_own_units() -> None:
     model = ParedRegressor(**QUICK).fit(x, both)
     assert model.predict(x).shape == both.shape
     assert model.score(x, both) > 0.3
+
+
+def test_a_run_too_short_to_shrink_says_so_at_the_users_line() -> None:
+    x, y = load_iris(return_X_y=True)
+    with pytest.warns(UserWarning, match=r"steps left \d+ of \d+ parameters, more than half; raise epochs") as told:
+        ParedClassifier(**QUICK | {"epochs": 1, "fine_tune": 1}).fit(x, y)
+    assert [one.filename for one in told] == [__file__]

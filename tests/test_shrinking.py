@@ -87,6 +87,14 @@ def test_a_cap_on_parameters_is_reached_and_kept() -> None:
     assert result.because == "the best on validation with at most 450 parameters"
 
 
+def test_an_optimizer_whose_rate_starts_at_0_is_served() -> None:
+    def warming(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=0.0)
+
+    with pytest.warns(UserWarning, match="nothing died"):
+        shrunk(optimizer=warming, epochs=1, fine_tune=0)
+
+
 def test_a_size_that_cannot_be_is_refused_before_any_training() -> None:
     with pytest.raises(ConfigError, match="max_params=120 cannot be reached: .* 305 parameters; .* stem, outer, head"):
         shrunk(max_params=120, observer=Observer(epoch=_interrupt))
@@ -261,8 +269,10 @@ def test_a_run_too_short_for_its_wish_goes_on_for_a_while() -> None:
 
     epochs: list[int] = []
     observer = Observer(epoch=lambda record: epochs.append(record["epoch"]) if record["phase"] == "shrink" else None)
-    shrunk(max_params=310, epochs=1, optimizer=slow, observer=observer)
+    result = shrunk(max_params=310, epochs=1, optimizer=slow, observer=observer)
     assert len(epochs) == 2
+    assert result.because.startswith("no network has at most 310 parameters; this is the smallest there is")
+    assert result.chosen.params == min(one.params for one in [result.dense, *result.front])
 
 
 def test_a_run_too_short_says_so_and_what_would_be_enough() -> None:

@@ -14,6 +14,7 @@ from pared.data.encode import CLIP
 from pared.data.problem import Part
 from pared.data.split import split_rows
 from pared.data.task import Task
+from pared.errors import warn
 from pared.measure.judge import Judge, arrays, softmax
 from pared.measure.latency import threads
 from pared.measure.metrics import resolve_metric
@@ -90,6 +91,8 @@ class _Pared(BaseEstimator):
         context = Context(rows, arrays(val), task.outputs, settings, judge.score, judge.baseline(train, val))
         with threads(settings.threads):
             front = learn_front(context)
+        if front.warning:
+            warn(front.warning)
         self.front_ = [
             {"params": p.params, "hidden": p.hidden, "inputs": len(p.inputs), "val_score": p.score}
             for p in front.points
@@ -142,7 +145,7 @@ class ParedClassifier(ClassifierMixin, _Pared):
     """A classifier that pares itself down; the chosen point answers, the whole front is in `front_`.
 
     `X` is (n, features) of finite numbers, `y` (n,) labels. Parameters are those of `Settings`; `validation` is the
-    share of rows that chooses.
+    share of rows that chooses. `fit` warns if the run was too short for the network to lose half of its parameters.
     """
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

@@ -372,7 +372,7 @@ def _check(wishes: dict[str, Any], *, epochs: int, fine_tune: int, dense_epochs:
 
 def _lr_scale(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer], steps: int) -> float:
     lr = optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr", 1.0)
-    return min(50.0, max(1.0, 20.0 / (float(lr) * steps)))
+    return 50.0 if float(lr) * steps <= 0.4 else max(1.0, 20.0 / (float(lr) * steps))  # a rate of 0 is no error here
 
 
 def _generator() -> torch.Generator:

@@ -21,12 +21,16 @@ SHRUNK = 0.5
 
 @dataclass
 class Front:
-    """What a run learned: the dense reference, the front from largest to smallest, seconds by phase."""
+    """What a run learned: the dense reference, the front from largest to smallest, seconds by phase.
+
+    `warning` says that the run was too short to shrink the network, and what to raise; it is empty otherwise.
+    """
 
     dense: Point
     points: list[Point]
     seconds: dict[str, float]
     interrupted: bool = False
+    warning: str = ""
 
 
 def learn_front(context: Context) -> Front:
@@ -48,12 +52,14 @@ def learn_front(context: Context) -> Front:
     began = time.perf_counter()
     shrunk = [point for point in snapshots if point.params <= SHRUNK * dense.params]
     points = candidates(shrunk or snapshots)
+    warning = ""
     if not shrunk and not interrupted:
         least = min(point.params for point in snapshots)
-        context.observer.note(
-            f"warning: {context.epochs * context.steps_per_epoch} steps left {least:,} of {dense.params:,} parameters, more than "
-            "half; raise --epochs, --lr or the second number of --strength"
+        warning = (
+            f"{context.epochs * context.steps_per_epoch} steps left {least:,} of {dense.params:,} parameters, more than half; "
+            "raise epochs, lr or the second number of strength"
         )
+        context.observer.note(f"warning: {warning}")
     try:
         if not interrupted:
             points = front(_tuned(context, dense, points))
@@ -68,7 +74,7 @@ def learn_front(context: Context) -> Front:
             "interrupted: writing the front so far; resuming goes on from here, and a second interrupt ends at once"
         )
     seconds["fine_tune"] = time.perf_counter() - began
-    return Front(dense, front(points), seconds, interrupted)
+    return Front(dense, front(points), seconds, interrupted, warning)
 
 
 def _tuned(context: Context, dense: Point, points: list[Point]) -> list[Point]:

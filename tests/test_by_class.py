@@ -170,8 +170,13 @@ def test_interrupted_it_keeps_what_is_complete() -> None:
             raise KeyboardInterrupt
         return score(model)
 
-    found = learned(validate=validate)
+    notes: list[str] = []
+    found = learned(validate=validate, observer=Observer(note=notes.append))
     assert found.interrupted
+    assert (
+        notes[-1]
+        == "interrupted: keeping the 1 candidates that are complete; with folder=... the same call would go on"
+    )
     assert [one.cutoff for one in found.candidates] == [0]
     calls.append(1)
     with pytest.raises(KeyboardInterrupt):

@@ -177,7 +177,7 @@ class _Run:
                 if self.folder is None
                 else f"the same call goes on in {self.folder}"
             )
-            self.observer.note(f"interrupted: keeping the {len(candidates)} candidates that are complete{more}")
+            self.observer.note(f"interrupted: keeping the {len(candidates)} candidates that are complete; {more}")
             if not candidates:
                 raise
             interrupted = True

@@ -100,10 +100,10 @@ def fit(
         told = observer or Observer()
         try:
             return _learn(asked, folder, told, began)
-        except KeyboardInterrupt:
-            told.note(
-                f"interrupted: every finished epoch is kept in {path}; the same with --resume (resume=True) goes on"
-            )
+        except KeyboardInterrupt as stop:
+            kept = f"every finished epoch is kept in {path}; the same with --resume (resume=True) goes on"
+            told.note(f"interrupted: {kept}")
+            stop.add_note(kept)
             raise
 
 

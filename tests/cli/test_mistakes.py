@@ -313,6 +313,26 @@ def test_an_interrupt_saves_the_front_so_far_and_can_be_resumed(
     assert (tmp_path / "run/checkpoints/shrink.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("pared.fitting.ask", "pared: interrupted; the same command starts again"),
+        ("pared.fitting.learn_front", "every finished epoch is kept in run; the same with --resume"),
+    ],
+)
+def test_an_interrupt_at_any_time_is_answered(
+    where: str, words: str, finished: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    shutil.copy(finished / "good.csv", tmp_path)
+    monkeypatch.setattr(where, stopped)
+    code, _, err = run("fit", "good.csv", "--target", "y", "--out", "run", *QUICK)
+    assert code == 130
+    assert words in err
+
+
 def test_too_few_steps_a_taken_file_and_damaged_checkpoints(finished: Path, run: Run, tmp_path: Path) -> None:
     shutil.copy(finished / "good.csv", tmp_path)
     code, _, err = run("fit", "good.csv", "--target", "y", "--out", "good.csv/run", *QUICK)

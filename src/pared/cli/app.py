@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pared._version import __version__
 from pared.cli.options import (
@@ -32,7 +33,22 @@ from pared.cli.options import (
 )
 from pared.errors import DataError, ParedError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+class _Commands(TyperGroup):
+    """The commands; an interrupt that nothing further in has spoken of is spoken of here, since typer ends without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            how = "; ".join(getattr(stop, "__notes__", ())) or "the same command starts again"
+            typer.echo(f"pared: interrupted; {how}", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 def _version(wanted: bool) -> None:
@@ -352,7 +368,7 @@ def _run() -> None:
         typer.echo(f"pared: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("pared: interrupted; the same command goes on, pared fit with --resume", err=True)
+        typer.echo("pared: interrupted; the same command starts again", err=True)
         sys.exit(130)
     except ModuleNotFoundError as error:
         typer.echo(f"pared: {error.name} is not installed; pip install 'pared[all]'", err=True)

@@ -124,12 +124,13 @@ def search(
     with interruptible():
         try:
             work.run(observer)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             for helper in helpers:
                 helper.terminate()  # which puts its trial back, as an interrupt here does
             count = len(work.journal().finished())
             observer.note(f"interrupted: keeping {count} finished trials; the same call goes on")
             if not count:
+                stop.add_note("no trial was finished; the same call starts again")
                 raise
             interrupted = True
         finally:

@@ -7,7 +7,7 @@ the grown network has no content.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from pared.errors import SurgeryError
 from pared.process import forked_random
-from pared.surgery.axes import Dim, Kind, describe, find, freeze, leaves
-from pared.surgery.graph import Attribute, Builder, Space, build, name_spaces
+from pared.surgery.axes import Dim, Kind, describe, find, freeze, leaves, product
+from pared.surgery.graph import Attribute, Builder, Consumer, Space, build, name_spaces
 from pared.surgery.operators import POINTWISE
 from pared.surgery.trace import Example, Step, arguments, evaluating, flat, hollow
 
-_ROUNDS = 6
+_ROUNDS = 12
 _TRIALS = 64
-_COUNT = re.compile(r"^(n|num|number|num_attention|n_attention)_heads?$|^heads$")
+_COUNT = re.compile(r"^(n|num|number)_?((attention|attn|query|q|key_value|kv)_)?heads?$|^heads$")
 
 Candidate = tuple[str, str, Dim]  # module, attribute, the dim whose size it may hold
 
@@ -35,6 +35,8 @@ class Rehearsal:
         self.model, self.example, self.builder = model, example, builder
         self.found: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {}
         self.failed: dict[tuple[str, ...], str] = {}
+        self.traced: set[tuple[str, ...]] = set()  # patterns of spaces that were grown alone and traced
+        self.served: set[Dim] = set()  # spaces whose attributes were found
         self.device: str | None = "meta"
         if self._runs({}) is not None:  # a forward pass that looks at values needs some
             self.device = None
@@ -48,14 +50,16 @@ class Rehearsal:
             if not grown:
                 return
             trouble = self._runs(grown)
-            if trouble is not None:
-                self._sort_out(spaces)
-                self._reconcile([space for space in spaces if space.fixed is None])
-                continue
-            culprits = self._compare(grown)
-            if not culprits:
+            culprits = self._compare(grown) if trouble is None else []
+            if trouble is None and not culprits:
+                self._count_heads()
                 return
-            self._convict(culprits, grown)
+            if self._sort_out(spaces, {leaf for dim, _ in culprits for leaf in leaves(dim)}):
+                continue
+            if culprits:
+                self._convict(culprits, grown)
+            else:
+                self._reconcile(spaces)
         for space in name_spaces(self.builder):
             freeze(space.dim, "growing the network does not give the grown program")
 
@@ -68,27 +72,50 @@ class Rehearsal:
         for leaf, reason in (guilty or suspects).items():
             freeze(leaf, reason)
 
-    def _sort_out(self, spaces: Sequence[Space]) -> None:
-        """Find the spaces that cannot grow alone, and the attributes by which they can."""
+    def _sort_out(self, spaces: Sequence[Space], suspects: Collection[Dim]) -> bool:
+        """Find the spaces that cannot grow alone, and the attributes by which they can; tell whether there were any.
+
+        A size that is written as a number may fit the grown network by luck, as (4, 9) has as many entries as (6, 6).
+        So spaces that are reshaped have to trace to the grown program, not only to run.
+        """
+        looked = {leaf for step in self.builder.program.steps if step.op in _SIZED for leaf in _leaves(step)}
+        looked |= set(suspects)
+        mended = False
         for space in spaces:
-            if space.fixed is not None:
-                continue
-            grown = grow([space])
-            key = _pattern(space)
+            grown, key = grow([space]), _pattern(space)
             if key in self.failed:
                 freeze(space.dim, self.failed[key])
+                mended = True
                 continue
-            trouble = self._runs(grown)
-            if trouble is None:
+            trouble = self._alone(space, grown, key, looked)
+            if space.dim in self.served or (trouble is None and key not in self.found):
                 continue
             chosen = self._search(space, grown, self.found.get(key))
-            if chosen is None:
-                where = next((s.where() for s in self._touching(space) if s.op in _SIZED), "the network")
-                self.failed[key] = f"{where} uses its size as a number ({trouble})"
-                freeze(space.dim, self.failed[key])
-            else:
+            if chosen is not None:
                 self.found[key] = tuple((name, describe(dim)) for _, name, dim in chosen)
                 self.builder.attributes += [Attribute(*candidate) for candidate in chosen]
+                self.served.add(space.dim)
+            elif trouble is not None:
+                self.failed[key] = trouble
+                freeze(space.dim, trouble)
+            mended |= chosen is not None or trouble is not None
+        return mended
+
+    def _alone(
+        self, space: Space, grown: Mapping[Dim, int], key: tuple[str, ...], looked: Collection[Dim]
+    ) -> str | None:
+        """Return why the space cannot grow alone, None if it can.
+
+        Of spaces in repeated blocks the first is traced; whether the others are right shows when all grow together.
+        """
+        trouble = self._runs(grown)
+        if trouble is not None:
+            where = next((s.where() for s in self._touching(space) if s.op in _SIZED), "the network")
+            return f"{where} uses its size as a number ({trouble})"
+        if key in self.traced or space.dim not in looked:
+            return None
+        self.traced.add(key)
+        return next((reason for _, reason in self._compare(grown)), None)
 
     def _reconcile(self, spaces: Sequence[Space]) -> None:
         """Freeze spaces that can grow alone, and not together with those before them."""
@@ -142,17 +169,41 @@ class Rehearsal:
         finally:
             self.builder.attributes[:] = before
 
+    def _count_heads(self) -> None:
+        """Let numbers of heads that the traced path does not read follow, too: another path may."""
+        summed = {leaf for c in self.builder.consumers if not c.weight or c.weight.tensor is None for leaf in _of(c)}
+        already = {(a.module, a.name) for a in self.builder.attributes}
+        found: dict[tuple[str, str], tuple[int, Attribute]] = {}
+        for space in name_spaces(self.builder):
+            if space.fixed is not None or space.dim in summed or space.dim.ragged or not self._is_factor(space):
+                continue
+            for module, name, dim in self._candidates(space):
+                rank = len(space.slots) + (1000 if space.dim.label == "heads" else 0)
+                if _COUNT.search(name) and dim is space.dim and rank > found.get((module, name), (0, None))[0]:
+                    found[module, name] = rank, Attribute(module, name, dim)
+        chosen = [(a.module, a.name, a.dim) for key, (_, a) in found.items() if key not in already]
+        spaces = [space for space in name_spaces(self.builder) if space.fixed is None and not space.dim.ragged]
+        if chosen and self._proved(grow(spaces), chosen):
+            self.builder.attributes += [Attribute(*candidate) for candidate in chosen]
+
+    def _is_factor(self, space: Space) -> bool:
+        """Whether an axis of a parameter is the product of this space and others, as heads are of a projection."""
+        dims = [self.builder.program.tensors[slot.tensor].dims[slot.axis] for slot in space.slots]
+        return any(space.dim in part.parts for dim in dims for part in _pieces(dim) if part.kind is Kind.PRODUCT)
+
     def _candidates(self, space: Space) -> list[Candidate]:
-        found: dict[tuple[str, str, int], Candidate] = {}
+        found: dict[tuple[str, str, str, tuple[Dim, ...]], Candidate] = {}
         for step in self._touching(space):
-            dims = {find(dim) for value in flat([step.out, *step.args.values()]) for dim in value.dims}
-            module = self.model.get_submodule(step.layer)
-            for name, number in vars(module).items():
-                if type(number) is not int or name.startswith("_"):
-                    continue
-                for dim in dims:
-                    if dim.size == number and space.dim in leaves(dim):
-                        found.setdefault((step.layer, name, id(dim)), (step.layer, name, dim))
+            pieces = [p for v in flat([step.out, *step.args.values()]) for dim in v.dims for p in _pieces(dim)]
+            pieces = [piece for piece in pieces if space.dim in leaves(piece)]
+            for layer in _enclosing(step.layer):
+                for name, number in vars(self.model.get_submodule(layer)).items():
+                    if type(number) is not int or name.startswith("_"):
+                        continue
+                    for dim in pieces:
+                        if dim.size == number:
+                            key = (layer, name, describe(dim), tuple(leaves(dim)))
+                            found.setdefault(key, (layer, name, dim))
         already = {(a.module, a.name) for a in self.builder.attributes}
         return [c for c in found.values() if c[:2] not in already]
 
@@ -232,6 +283,36 @@ _SIZED = {
     "new_zeros",
     "slice",
 }
+
+
+def _leaves(step: Step) -> Iterator[Dim]:
+    for value in flat([step.out, *step.args.values()]):
+        for dim in value.dims:
+            yield from leaves(dim)
+
+
+def _of(consumer: Consumer) -> Iterator[Dim]:
+    return leaves(consumer.operand.dims[consumer.axis])
+
+
+def _pieces(dim: Dim) -> Iterator[Dim]:
+    """Yield `dim`, and what it is made of: factors, products of neighbouring factors, and parts of a sum."""
+    dim = find(dim)
+    yield dim
+    count = len(dim.parts)
+    if dim.kind is Kind.PRODUCT:
+        for length in range(count - 1, 1, -1):
+            yield from (product(dim.parts[start : start + length]) for start in range(count - length + 1))
+    for part in dim.parts:
+        yield from _pieces(part)
+
+
+def _enclosing(path: str) -> Iterator[str]:
+    """Yield the name of a module and of those around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
 
 
 def grow(spaces: Sequence[Space]) -> dict[Dim, int]:

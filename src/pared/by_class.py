@@ -18,6 +18,7 @@ from pared.interrupts import interruptible
 from pared.locking import held
 from pared.optim import ClassRateSGD
 from pared.process import forked_random
+from pared.surgery.prune_masks import plain_copy, refuse_masks
 from pared.train.batches import Loss, train_on
 from pared.train.checkpoint import generator_for, load_state, save_state
 from pared.train.context import Observer
@@ -103,6 +104,7 @@ def train_by_class(
 
     Raises:
         ConfigError: an option is out of its range.
+        SurgeryError: a weight has a mask of torch.nn.utils.prune.
         RunError: the loss is not finite even after the last restart, or the folder holds another run.
 
     Source: per-weight class-based learning rates (ICLR 2018 submission), section 4. It does not say what counts as not
@@ -117,7 +119,8 @@ def train_by_class(
     def make(net: nn.Module, rate: float) -> ClassRateSGD:
         return ClassRateSGD(net, lr, rate, classes=classes, reset_every=halves, **options)
 
-    make(copy.deepcopy(model), rate_lr)  # options are looked at before anything begins
+    refuse_masks(model, "train_by_class")
+    make(plain_copy(model), rate_lr)  # options are looked at before anything begins
     about = {
         "epochs": epochs,
         "steps": steps,
@@ -202,7 +205,7 @@ class _Run:
 
     def _rated(self, rate: float, attempt: int, *, last: bool) -> tuple[dict[int, State], str]:
         """Train with rates by class; return the states at cutoffs, and why that was given up, if it was."""
-        model = copy.deepcopy(self.start)
+        model = plain_copy(self.start)
         optimizer = self.make(model, rate)
         name = f"rates-{attempt}"
         state = self._load(name) or self._state(model, optimizer, 0, math.nan) | {"why": ""}
@@ -225,7 +228,7 @@ class _Run:
 
     def _plain(self, cutoff: int, state: State, rate: float, attempt: int) -> tuple[nn.Module, float]:
         """Go on plainly from a cutoff; return the network and its last loss."""
-        model = copy.deepcopy(self.start)
+        model = plain_copy(self.start)
         optimizer = self.make(model, rate)
         name = f"plain-{attempt}-{cutoff}"
         state = self._load(name) or state

@@ -23,6 +23,7 @@ from pared.measure.latency import latency_us, threads
 from pared.measure.size import macs, parameters
 from pared.methods import Event, Shrink, UnitMethod, UnitSession
 from pared.methods.strengths import TowardSize
+from pared.surgery.prune_masks import hold_zeros, masks_of, plain_copy, plain_view
 from pared.train.batches import Loss, call, first_rows, recalibrate, train_on
 from pared.train.checkpoint import load_state, save_state
 from pared.train.context import Observer
@@ -63,8 +64,8 @@ def shrink(
 
     The network's units die one after the other under a rising pressure, a copy being taken after every epoch and at
     every size class that is passed within one. One copy of every size class is then trained on without pressure, its
-    learning rate falling to 0 along a cosine, and the last of it counts. `model` itself is left as it is. Ctrl-C ends the
-    run and keeps what there is.
+    learning rate falling to 0 along a cosine, and the last of it counts. `model` itself is left as it is; where it has masks
+    of `torch.nn.utils.prune`, the smaller networks are plain and stay 0 there. Ctrl-C ends the run and keeps what there is.
 
     Args:
         model: any network that `torch.export` can follow, trained or not, on the device to train on.
@@ -96,14 +97,15 @@ def shrink(
     """
     wishes = {"max_drop": max_drop, "max_params": max_params, "max_macs": max_macs, "max_latency": max_latency}
     _check(wishes, epochs=epochs, fine_tune=fine_tune, dense_epochs=dense_epochs, smallest=smallest)
-    start = surgery.bare(model)
+    bare = surgery.bare(model)
+    start, masked = plain_view(bare), frozenset(one.name for one in masks_of(bare))
     feed = Feed(train_loader, start)
     steps = feed.steps
     if method is None:
         least = max(1, round(smallest * parameters(start))) if max_params is None else max_params
         goal = max(1, round(0.8 * least)) if max_params is not None else least
         method = Shrink(TowardSize(goal), every=max(1, steps // 4), lr_scale=_lr_scale(optimizer, epochs * steps))
-    run = _Run(start, feed, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs)
+    run = _Run(start, feed, validate, loss, optimizer, method, epochs, fine_tune, dense_epochs, masked)
     run.observer = observer or Observer()
     run.folder = None if folder is None else Path(folder)
     with interruptible(), nullcontext() if run.folder is None else held(run.folder):
@@ -123,6 +125,7 @@ class _Run:
     epochs: int
     fine_tune: int
     dense_epochs: int
+    masked: frozenset[str] = frozenset()
     observer: Observer = field(default_factory=Observer)
     folder: Path | None = None
     events: list[Event] = field(default_factory=list)
@@ -168,14 +171,15 @@ class _Run:
     # --- phases ---
 
     def _dense(self) -> Smaller:
-        model = copy.deepcopy(self.start)
+        model = plain_copy(self.start)
         if self.dense_epochs and not self._known(model, "dense"):
             self._train(model, self.dense_epochs, "dense")
             self._keep(model, "dense")
         return self._judged(model)
 
     def _bind(self) -> UnitSession:
-        model = copy.deepcopy(self.start)
+        model = plain_copy(self.start)
+        hold_zeros(model, self.masked)
         optimizer = self.optimizer(model.parameters())
         total = self.epochs * self.steps
         session = self.method.bind(
@@ -247,6 +251,7 @@ class _Run:
         """Train without pressure, the learning rate falling to 0 along a cosine."""
         if not epochs:
             return
+        hold_zeros(model, self.masked)
         optimizer = self.optimizer(model.parameters())
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * self.steps)
         for epoch in range(epochs):
@@ -322,7 +327,7 @@ class _Run:
             "optimizer": optimizer_name(self.optimizer),
             "data": data_print(self.feed.loader),
         }
-        claim(self.folder, mine)
+        claim(self.folder, mine | ({"masks": sorted(self.masked)} if self.masked else {}))
 
     def _save(self, session: UnitSession, points: Sequence[Smaller], count: int) -> None:
         """Save the snapshots of an epoch, the last of `count` so far, and what it takes to go on."""
@@ -350,7 +355,7 @@ class _Run:
         set_generator_states(self.feed.loader, state["generators"])
         self.taken = list(state["taken"])
         for number, (epoch, strength) in enumerate(self.taken):
-            model = surgery.load(copy.deepcopy(self.start), self._path(f"snapshots/{number:04d}") or "")
+            model = surgery.load(plain_copy(self.start), self._path(f"snapshots/{number:04d}") or "")
             snapshots.append(self._judged(model, epoch, strength))
         self.observer.note(f"going on after epoch {state['epoch']}")
         return state["epoch"]

@@ -19,6 +19,7 @@ from pared.nn.sparse_linear import SparseLinear
 from pared.nn.sparse_sequential import SparseSequential
 from pared.ops.csr_torch import DEVICES, DTYPES
 from pared.ops.pattern import Pattern
+from pared.surgery.prune_masks import plain_copy
 from pared.surgery.trace import Example, arguments, evaluating
 
 Dense = nn.Linear | nn.Conv2d
@@ -80,7 +81,8 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
     compared; only what these set to 0 at padded places is then as in training. A layer in several places stays one.
 
     Args:
-        model: a network with zeros in its weights, as `session.realize()` returns it.
+        model: a network with zeros in its weights, as `session.realize()` returns it, or with masks of
+            `torch.nn.utils.prune`, which the copy has as zeros.
         example: what its forward pass takes, as often as it will be called with: rows and sizes of images count.
         threshold: weights of at most this magnitude are 0 from now on, >= 0.
 
@@ -90,7 +92,7 @@ def sparsify(model: nn.Module, example: Example, *, threshold: float = 0.0) -> S
     if not 0.0 <= threshold < math.inf:
         raise ConfigError(f"threshold must be at least 0 and finite, got {threshold}")
     args, kwargs = arguments(example)
-    dense = copy.deepcopy(model).eval()
+    dense = plain_copy(model).eval()
     _cut(dense, threshold)
     sizes = _sizes(dense, lambda: dense(*args, **kwargs))
     found = _dense_layers(dense)

@@ -1,6 +1,5 @@
 """Any network as ONNX or as `torch.export`'s own program, checked against torch on the way out."""
 
-import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from pared.nn.dense import dense
 from pared.nn.sparse_layer import SparseLayer
 from pared.process import in_evaluation
 from pared.storage import write_named
+from pared.surgery.prune_masks import plain_copy, plain_view
 
 #: Largest difference to torch, relative to the largest output (but at least to 1).
 TOLERANCE = 1e-5
@@ -26,7 +26,8 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
 
     `example` is what the forward pass takes, a tensor or a tuple of them, the batch on the first axis of each, of any
     size; the file takes batches of any size, too, unless `dynamic` is false. It is run on the example and, if dynamic,
-    on other batch sizes, before it is put in place. The model is left as it was. Sparse layers are written as dense ones.
+    on other batch sizes, before it is put in place. The model is left as it was. Sparse layers are written as dense ones,
+    masks of `torch.nn.utils.prune` as zeros.
 
     Raises:
         RunError: another suffix, a network that does not export, or outputs that differ from torch's by more than 1e-5
@@ -37,7 +38,8 @@ def export(model: nn.Module, path: str | Path, example: Tensor | Sequence[Tensor
         raise RunError(f"{path} ends neither in .onnx nor in .pt2, the two that can be written")
     args = (example,) if isinstance(example, Tensor) else tuple(example)
     if any(isinstance(module, SparseLayer) for module in model.modules()):
-        model = dense(copy.deepcopy(model))
+        model = dense(plain_copy(model))
+    model = plain_view(model)
     try:
         with torch.no_grad(), quiet(), in_evaluation(model):
             _try(model, _batch(args, 2), path)

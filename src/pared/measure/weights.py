@@ -18,7 +18,7 @@ def weight_figures(weights: Weights, threshold: float = 1e-2, *, vectors: bool =
     "density" is the share of |w| > `threshold`, in [0, 1]; "density_printed" that of w > `threshold`, which counts no negative
     weight, and 1 minus it is the paper's sparsity; "magnitude" is ‖w‖₂ and "mean_magnitude" the mean of |w|. `weights` and
     `vectors` are as of `pared.penalties.Penalty`: a network or tensors, of two or more axes; of a network those that are
-    frozen count too, and of sparse layers what is not stored is 0.
+    frozen count too, and of sparse layers and behind masks of `torch.nn.utils.prune` the dead are 0.
 
     Raises:
         ConfigError: no weights, or a threshold below 0.

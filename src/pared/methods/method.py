@@ -11,6 +11,7 @@ from pared import surgery
 from pared.errors import SurgeryError, warn
 from pared.methods.binding import check_bindable, check_strength, check_total
 from pared.methods.parts import Parts
+from pared.methods.pruned import takes_masks
 from pared.methods.session import Session
 from pared.methods.strengths import Strength
 from pared.methods.unit_session import UnitSession, updates_per_removal
@@ -61,6 +62,7 @@ class UnitMethod(Method):
     every: int | str = 1
     timed: ClassVar[bool] = False
 
+    @takes_masks
     def bind(
         self,
         model: nn.Module,
@@ -74,7 +76,8 @@ class UnitMethod(Method):
         """Bind the method to `model` and `optimizer`; see `Method.bind`.
 
         Methods of switches put them into `model` and give them a group of `optimizer` without weight decay; the others
-        put nothing into it. Bind before any learning-rate scheduler is made.
+        put nothing into it. Bind before any learning-rate scheduler is made. Masks of `torch.nn.utils.prune` are folded in:
+        `weight` is a plain parameter again, the one that the optimizer holds, and what was dead stays 0 in `model` for good.
 
         Args:
             model: any network that `torch.export` can follow.

@@ -1,6 +1,5 @@
 """Where units can be removed, tried out before anything depends on it."""
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from pared import surgery
 from pared.errors import SurgeryError
 from pared.methods.rows import Rows
 from pared.surgery import Graph, Space, Step
+from pared.surgery.prune_masks import plain_copy
 
 SEVERAL, TOGETHER = "its units are made of several spaces", "several of its units die together"
 REUSED = "it is used more than once"
@@ -142,7 +142,7 @@ class Trial:
 
 @torch.no_grad()
 def _in_general_position(model: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(surgery.bare(model))
+    twin = plain_copy(surgery.bare(model))
     generator = torch.Generator().manual_seed(0)
     for tensor in surgery.tensors(twin).values():
         if tensor.is_floating_point():

@@ -1,6 +1,5 @@
 """Where switches go: on the units of every layer that can lose them."""
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pared.methods.selectors import Selected
 from pared.nn import KernelSwitch, Switch, Switched
 from pared.nn.switch import Init, check_init
 from pared.surgery import Example, Graph, Slot, Space
+from pared.surgery.prune_masks import plain_copy
 
 _NO_PLACE = (
     "no layer gives its units to others alone, after which a switch could stand (a recurrent layer reads them itself, a raw "
@@ -124,7 +124,7 @@ def place_switches(model: nn.Module, example: Example, make: Make, *, sums: bool
 
 def _unfoldable(model: nn.Module, graph: Graph, used: Collection[Place]) -> set[Place]:
     """Those of the places whose switch would stay in a realised network: where code computes with a layer's weight, say."""
-    twin = copy.deepcopy(model)
+    twin = plain_copy(model)
     with torch.no_grad():
         for switch in switches_of(twin).values():
             switch.theta.copy_(-1.0 - torch.arange(len(switch.theta)) / len(switch.theta))  # no relu lets these pass

@@ -19,6 +19,7 @@ from pared.methods.selectors import Competing, Units
 from pared.methods.session import Event, Session, check_format
 from pared.methods.strengths import Progress, Strength
 from pared.nn import Gate, Select, SparseAdjacency, Switch, crop_kernels, drop_branches, fix_adjacency
+from pared.surgery.computed import made_by_forward
 
 FORMAT = 5
 
@@ -246,8 +247,8 @@ class UnitSession(Session):
         """A copy of the session with the network and no one who follows it, where all inputs live that `inputs` names."""
         alone = {"model": self.net, "optimizer": None, "averaged": [], "copies": {}, "events": [], "on_event": _ignore}
         left_out = ("_handles", "schedule")
-        twin = object.__new__(type(self))
-        vars(twin).update(copy.deepcopy({k: v for k, v in (vars(self) | alone).items() if k not in left_out}))
+        twin, memo = object.__new__(type(self)), made_by_forward(self.net)
+        vars(twin).update(copy.deepcopy({k: v for k, v in (vars(self) | alone).items() if k not in left_out}, memo))
         chosen = {f"{name}.index" for name, module in twin.net.named_modules() if isinstance(module, Select)}
         for name, slot in twin.slots.items() if chosen else ():
             if chosen & {tied.tensor for tied in twin.graph.at(slot.tensor, slot.axis, slot.leaf).slots}:

@@ -15,6 +15,7 @@ from pared.nn.dense import dense
 from pared.ops.processes import Processes
 from pared.optim.base import SphereOptimizer
 from pared.sparsifying import sparsify
+from pared.surgery.prune_masks import plain_copy
 from pared.surgery.trace import Example, evaluating
 from pared.topology import Carry, Compressed, Connections, Masked
 
@@ -276,7 +277,7 @@ class WeightSession(Session):
         If `sparse` is True, layers that are sparse already stay so. An example of what the network takes instead makes layers
         sparse where `pared.sparsify` measures that they are faster with as many rows; that copy is in evaluation mode.
         """
-        small = copy.deepcopy(self.net)
+        small = plain_copy(self.net)
         small.zero_grad(set_to_none=True)
         if sparse is True:
             return small

@@ -15,11 +15,13 @@ from pared.errors import ConfigError
 from pared.measure.matrices import Matrices, Matrix, matrices, warn_unknown
 from pared.methods.binding import check_optimizer, check_total
 from pared.methods.method import Method
+from pared.methods.pruned import takes_masks
 from pared.methods.weight_session import WeightSession
 from pared.nn.sparse_layer import SparseLayer
 from pared.ops.processes import Processes
 from pared.optim.base import SphereOptimizer
 from pared.surgery import Example
+from pared.surgery.prune_masks import living
 from pared.topology import Compressed, Distribution, Masked, spread
 
 #: Which weights can die: every matrix that the network multiplies by, or all without the first, the last, or both; or what
@@ -83,6 +85,7 @@ class WeightMethod(Method):
         """The sparsity that training starts with."""
         return self.sparsity
 
+    @takes_masks
     def bind(
         self,
         model: nn.Module,
@@ -98,7 +101,9 @@ class WeightMethod(Method):
 
         Layers that are sparse already (`pared.nn.SparseLinear`, `SparseConv2d`) start with the connections they have,
         whatever `sparsity` says, and stay sparse: nothing is ever as large as the whole weight, but for the gradients that
-        a change looks at, which are made in blocks.
+        a change looks at, which are made in blocks. Weights with a mask of `torch.nn.utils.prune` start with what the mask
+        leaves, too: `weight` is a plain parameter again, the one that the optimizer holds, and its dead are the session's.
+        What is masked and not among the connections (a bias) stays as dead as it was.
 
         Which ones is drawn at random, the same in all processes. These are those of a `DistributedDataParallel`, else all of
         the process group that was initialised, if there is one: the network may be wrapped later, all have to bind it, with
@@ -212,10 +217,14 @@ class WeightMethod(Method):
         return ""
 
     def _draw(self, chosen: dict[str, tuple[nn.Parameter, int]], seed: int) -> dict[str, Masked]:
-        shapes = {name: weight.movedim(axis, 0).shape for name, (weight, axis) in chosen.items()}
+        begun = {name: alive for name, (weight, _) in chosen.items() if (alive := living(weight)) is not None}
+        shapes = {n: weight.movedim(axis, 0).shape for n, (weight, axis) in chosen.items() if n not in begun}
         zeros, generator = spread(shapes, self.start, self.distribution), torch.Generator().manual_seed(seed)
         found: dict[str, Masked] = {}
         for name, (weight, axis) in chosen.items():
+            if name in begun:
+                found[name] = Masked(weight, begun[name], axis)
+                continue
             mask = torch.ones(weight.numel(), dtype=torch.bool)
             mask[torch.randperm(weight.numel(), generator=generator)[: zeros[name]]] = False
             found[name] = Masked(weight, mask.view(weight.shape).to(weight.device), axis)

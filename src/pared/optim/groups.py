@@ -9,6 +9,7 @@ from pared.errors import ConfigError
 from pared.measure.matrices import Matrices, matrices, warn_unknown
 from pared.nn.sparse_layer import SparseLayer
 from pared.optim.kernels import Number
+from pared.surgery.prune_masks import refuse_masks
 from pared.surgery.trace import Example
 
 #: Which weights are held on a sphere.
@@ -48,6 +49,7 @@ def lp_groups(
 
     Raises:
         ConfigError: nothing is constrained, an exponent is for nothing that is, or the forward pass takes no such example.
+        SurgeryError: a weight has a mask of torch.nn.utils.prune.
 
     Warns:
         UserWarning: without an example it is not known of some parameters whether the network multiplies by them.
@@ -55,6 +57,7 @@ def lp_groups(
     Source: L_p sphere (arXiv 2103.16013); "hidden" is what the authors' code constrains, but for its 1x1 convolutions of
     shortcuts, "all" what the paper describes.
     """
+    refuse_masks(model, "a sphere of whole rows")
     known = matrices(model, example)
     chosen = _chosen(known, model, constrain)
     if not callable(constrain):

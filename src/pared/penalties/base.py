@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pared.errors import ConfigError
 from pared.nn.sparse_layer import SparseLayer
 from pared.surgery.apply import bare
+from pared.surgery.prune_masks import with_masks
 
 #: What a penalty presses upon.
 Weights = nn.Module | Iterable[Tensor]
@@ -18,14 +19,16 @@ Weights = nn.Module | Iterable[Tensor]
 def weights_of(parameters: Weights, *, vectors: bool = False, frozen: bool = False) -> dict[str, Tensor]:
     """Return the weights of a network by name, or the tensors given by number, each once; see `Penalty`.
 
-    Of a network they are those that learn, or with `frozen` all; of sparse layers their values, though they are vectors.
+    Of a network they are those that learn, or with `frozen` all; of sparse layers their values, though they are vectors;
+    where `torch.nn.utils.prune` has put a mask, what it leaves, under the name of the masked tensor.
 
     Raises:
         ConfigError: there are none, or others than real numbers.
     """
     if isinstance(parameters, nn.Module):
         parameters = bare(parameters, distributed=True)  # so that names are the same in whatever it is wrapped
-        given = {name: p for name, p in parameters.named_parameters() if p.requires_grad or frozen}
+        given: dict[str, Tensor] = {n: p for n, p in parameters.named_parameters() if p.requires_grad or frozen}
+        given = with_masks(given, parameters)
         vectors_too = {
             f"{n}.values" if n else "values" for n, m in parameters.named_modules() if isinstance(m, SparseLayer)
         }

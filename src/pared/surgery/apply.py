@@ -13,6 +13,7 @@ from pared.errors import SurgeryError
 from pared.surgery.gather import Draft, Taker, Undo
 from pared.surgery.optimizers import Optimizers, commit_optimizer, draft_states, listed
 from pared.surgery.plan import Constant, Gather, Plan
+from pared.surgery.prune_masks import cut_masks, plain_view, refresh_masked, successor
 from pared.surgery.trace import tensors
 from pared.surgery.whole import Whole, keeps_mode, trains
 
@@ -23,7 +24,8 @@ def apply(plan: Plan, model: nn.Module, *, optimizer: Optimizers = None, ema: It
     """Apply `plan` to `model`, to the state of `optimizer`, and to each averaged copy in `ema`.
 
     Parameters are replaced by new `nn.Parameter`s at every place that held the old one, so tied weights stay tied;
-    `requires_grad`, hooks, gradients, attributes and training flags are kept. `param_groups` are rewritten in place,
+    `requires_grad`, hooks, gradients, attributes and training flags are kept, and masks of `torch.nn.utils.prune` are cut
+    with their weights. `param_groups` are rewritten in place,
     and every optimizer state tensor of the parameter's shape is gathered alike; scalars are kept. An optimizer whose
     state has other shapes says how it follows with a method `resize(state, gathers, old)`: it takes one parameter's
     state, its cuts in order (`axis`, `index`) and the parameter as it was, changes none of them, and returns the new
@@ -88,8 +90,9 @@ def _by_tensor(plan: Plan) -> dict[str, list[Gather]]:
 
 @torch.no_grad()
 def _draft(plan: Plan, model: nn.Module, take: Taker) -> Draft:
-    draft, named, cuts = Draft(), tensors(model), _by_tensor(plan)
-    _check_names(plan, model, named)
+    view = plain_view(model)
+    draft, named, cuts = Draft(), tensors(view), _by_tensor(plan)
+    _check_names(plan, view, named)
     _check_ties(plan, named)
     folded = _folded(plan.constants, named)
     done: dict[int, list[Gather]] = {}
@@ -113,6 +116,8 @@ def _draft(plan: Plan, model: nn.Module, take: Taker) -> Draft:
             new = take(new, [item for item in cuts.get(f"{name.removesuffix('bias')}weight", []) if item.axis == 0])
             frozen = not named[f"{name.removesuffix('bias')}weight"].requires_grad
             draft.biases[name] = nn.Parameter(new, requires_grad=not frozen)
+    if view is not model:
+        cut_masks(draft, model, view, take)
     return draft
 
 
@@ -157,14 +162,7 @@ def _record(draft: Draft, name: str, old: Tensor, new: Tensor, items: list[Gathe
         raise SurgeryError(
             f"a parameter is a {type(old).__name__}, whose storage is not understood; use plain nn.Parameter"
         )
-    made = nn.Parameter(new, requires_grad=old.requires_grad)
-    vars(made).update(vars(old))
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
-        if getattr(old, hooks, None) is not None:
-            setattr(made, hooks, getattr(old, hooks))
-    if old.grad is not None:
-        made.grad = take(old.grad, items)
-    draft.parameters[id(old)] = made
+    draft.parameters[id(old)] = successor(old, new, items, take)
 
 
 def _folded(constants: Iterable[Constant], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,6 +211,7 @@ def _commit_model(plan: Plan, model: nn.Module, draft: Draft, undo: list[Undo]) 
         parameters = model.get_submodule(parent)._parameters
         undo.append(partial(_put, parameters, name, None))
         _put(parameters, name, bias)
+    refresh_masked(model, undo)
     refresh_recurrent(model, undo)
     for item in plan.resizes:
         module = model.get_submodule(item.module)

@@ -14,6 +14,7 @@ from pared.surgery.graph import Graph
 from pared.surgery.idle import count_arguments
 from pared.surgery.operators import AVERAGES, MOVES, POSITIVE, SAME
 from pared.surgery.optimizers import Optimizers
+from pared.surgery.prune_masks import plain_view
 from pared.surgery.stand_in import Kind, replace_modules
 from pared.surgery.trace import Step, Value, tensors
 from pared.surgery.whole import Whole, keeps_mode, remember
@@ -93,7 +94,7 @@ def _zero_summands(graph: Graph, model: nn.Module, silent: Collection[int]) -> d
         if step.op in ("add", "sub"):
             found[id(step)] = [id(value) in silent or known.vanishes(value) for value in step.values()]
 
-    Constants(graph.program, tensors(model), Cut({space.dim: () for space in graph.spaces}), watch)
+    Constants(graph.program, tensors(plain_view(model)), Cut({space.dim: () for space in graph.spaces}), watch)
     return found
 
 

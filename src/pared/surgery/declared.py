@@ -9,6 +9,7 @@ from pared.errors import SurgeryError
 from pared.nn import Switch
 from pared.surgery.axes import Dim, product, total
 from pared.surgery.graph import Attribute, Consumer, Graph, Slot, Space, state_of
+from pared.surgery.prune_masks import plain_view
 from pared.surgery.trace import Program, Step, Value, tensors
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,7 +39,7 @@ def declare(model: nn.Module, spaces: Mapping[str, tuple[Sequence[str], Sequence
         SurgeryError: an unknown layer or one of another kind, a range or size that does not fit, an axis that is
             declared twice.
     """
-    graph = _Declared(model)
+    graph = _Declared(plain_view(model))
     for name, (units, readers) in spaces.items():
         if not units or not readers:
             raise SurgeryError(f"space {name!r} needs at least one layer that has the units and one that reads them")

@@ -16,6 +16,7 @@ from pared.nn.sparse_layer import DERIVED, SparseLayer
 from pared.ops.pattern import Pattern
 from pared.storage import read_tensors, write_named
 from pared.surgery.apply import refresh_recurrent
+from pared.surgery.prune_masks import folded_file, refresh_masked, refuse_plain_file
 from pared.surgery.stand_in import FUSED, stands_for, unfuse
 from pared.surgery.trace import tensors
 
@@ -31,7 +32,8 @@ def save(model: nn.Module, path: str | Path) -> Path:
     """Write the tensors of `model` and its structure to one safetensors file, whole or not at all; return its path.
 
     Structure is JSON in the file's metadata: the integer attributes of modules (widths, groups, heads), ties between
-    tensors, modules that have become the identity or zero, and a checksum over everything. Nothing is pickled.
+    tensors, modules that have become the identity or zero, and a checksum over everything. Nothing is pickled. Masks of
+    `torch.nn.utils.prune` are written as they are.
 
     Raises:
         RunError: a tensor's type is not known to safetensors, or the file cannot be written.
@@ -75,6 +77,7 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     It may live on the meta device, so that no weight is made twice; it then comes to `device` (the CPU if None). Make
     the optimizer afterwards: parameters of other sizes are new objects. Values come in the model's own type.
 
+    Where the file has masks of `torch.nn.utils.prune`, and `model` has none, weights are 0 where they are dead.
     The network keeps nothing of the file. With `mmap`, parameters that are made anew (those of other sizes, and all of a
     model on the meta device) stay mapped to it, which saves memory; the file must then stay as it is.
 
@@ -84,6 +87,8 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
     path = Path(path)
     structure, held = _read(path, mmap)
     mine = _tensors(model)
+    held, structure["aliases"] = folded_file(held, structure["aliases"], mine)
+    refuse_plain_file(path, model, (*held, *structure["aliases"]))
     _check_names(path, model, mine, held, structure)
     drawn = {name: held[structure["aliases"].get(name, name)] for name in (*held, *structure["aliases"])}
     patterns = _patterns(path, model, structure, drawn)
@@ -104,6 +109,7 @@ def load(model: Network, path: str | Path, *, device: torch.device | str | None 
         unfuse(model, name)
     for module, attribute, value in settings:
         setattr(model.get_submodule(module), attribute, value)
+    refresh_masked(model, [], always=True)
     refresh_recurrent(model, [])
     return model
 

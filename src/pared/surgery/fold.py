@@ -1,6 +1,5 @@
 """Fold switches into the layers beside them."""
 
-import copy
 from typing import TypeVar, overload
 
 import torch
@@ -11,6 +10,7 @@ from pared.nn import Select, Switch
 from pared.surgery.apply import bare
 from pared.surgery.folding import Folder
 from pared.surgery.graph import Graph, build
+from pared.surgery.prune_masks import plain_copy, refuse_masks
 from pared.surgery.sequential import check_sequential, leaves
 from pared.surgery.trace import Example
 from pared.surgery.whole import trains
@@ -44,7 +44,7 @@ def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
     Source: ShrinkNets (arXiv 1806.03723), section 3.2, "fold".
     """
     if example is not None:
-        folded = copy.deepcopy(bare(model))
+        folded = plain_copy(bare(model))
         Folder(folded, build(folded, example).program).run()
         return folded
     return _fold_sequential(model)
@@ -54,7 +54,7 @@ def fold(model: nn.Module, example: Example | None = None) -> nn.Module:
 @torch.no_grad()
 def fold_by(model: Network, graph: Graph) -> Network:
     """Return what `fold` does, by a graph that is true of `model`, without tracing it again."""
-    folded = copy.deepcopy(model)
+    folded = plain_copy(model)
     fold_(folded, graph)
     return folded
 
@@ -62,14 +62,19 @@ def fold_by(model: Network, graph: Graph) -> Network:
 @trains
 @torch.no_grad()
 def fold_(model: nn.Module, graph: Graph) -> list[str]:
-    """Do to `model` itself what `fold_by` does to a copy, and return the switches by name that had to stay."""
+    """Do to `model` itself what `fold_by` does to a copy, and return the switches by name that had to stay.
+
+    Raises:
+        SurgeryError: a weight has a mask of torch.nn.utils.prune.
+    """
+    refuse_masks(model, "folding in place (pared.fold makes a copy)")
     return Folder(model, graph.program).run()
 
 
 def _fold_sequential(model: nn.Module) -> nn.Sequential:
     check_sequential(model)
     assert isinstance(model, nn.Sequential)
-    modules = [copy.deepcopy(module) for _, module in leaves(model)]
+    modules = [module for _, module in leaves(plain_copy(model))]
     kept: list[nn.Module] = []
     pending: Switch | None = None
     for position, module in enumerate(modules):

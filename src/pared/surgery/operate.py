@@ -6,11 +6,13 @@ from torch import Tensor, nn
 
 from pared.errors import SurgeryError
 from pared.process import LOCK
+from pared.surgery.advice import advise
 from pared.surgery.apply import bare, prepare
 from pared.surgery.graph import Graph, build, finish
 from pared.surgery.optimizers import Optimizers
 from pared.surgery.plan import Plan
 from pared.surgery.planner import Living, make_plan, numbers
+from pared.surgery.prune_masks import plain_view
 from pared.surgery.rehearse import Rehearsal
 from pared.surgery.trace import Example
 from pared.surgery.whole import Whole, keeps_mode, remember
@@ -28,12 +30,14 @@ def graph(model: nn.Module, example: Example, *, inputs: bool = False) -> Graph:
     Raises:
         SurgeryError: `torch.export` cannot follow the forward pass.
     """
-    model = bare(model)
     with LOCK:  # no other thread may trace the network while it is copied
+        model = plain_view(bare(model))
         builder = build(model, example, inputs=inputs)
         if not _plain(model):
             Rehearsal(model, example, builder).run()
-    return finish(builder)
+    made = finish(builder)
+    advise(made, model)
+    return made
 
 
 #: torch's own modules whose forward pass uses no size but those of its tensors.

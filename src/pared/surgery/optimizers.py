@@ -84,7 +84,10 @@ def commit_optimizer(
 ) -> None:
     """Put new parameters and states in the place of the old ones; how to take that back is added to `undo`."""
     weights = {
-        f"{name}.bias": m._parameters["weight"] for name, m in model.named_modules() if "weight" in m._parameters
+        f"{name}.bias": m._parameters[key]
+        for name, m in model.named_modules()
+        for key in ("weight", "weight_orig")  # the latter where torch.nn.utils.prune has put a mask
+        if key in m._parameters
     }
     for group in optimizer.param_groups:
         before = list(group["params"])

@@ -12,6 +12,7 @@ from pared.surgery.axes import Cut, Dim
 from pared.surgery.dead import emitted
 from pared.surgery.graph import Graph, state_of
 from pared.surgery.plan import Gather, Plan, Resize
+from pared.surgery.prune_masks import plain_view
 from pared.surgery.trace import Value, tensors
 
 #: What happens to an entry that still says something: an error, or its contribution is dropped.
@@ -44,6 +45,7 @@ def make_plan(
             wanted[space.dim] = kept
     if not wanted:
         return Plan()
+    model = plain_view(model)
     cut, held = Cut(wanted), tensors(model)
     gathers = tuple(_gathers(graph, model, cut, held))
     constants = emitted(graph, model, cut, held) if living == "refuse" else ()

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from pared.errors import SurgeryError
 from pared.process import Shared, forked_random, in_evaluation, silent
 from pared.surgery.axes import Dim
+from pared.surgery.computed import made_by_forward
 
 #: What `example` may be: one tensor, positional arguments, or keyword arguments.
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -191,7 +192,7 @@ def hollow(model: nn.Module, sizes: Mapping[str, Sequence[int]], device: str | N
 
     No weight is copied: fresh, untouched memory takes their place.
     """
-    memo: dict[int, Any] = {}
+    memo = made_by_forward(model)
     for name, old in tensors(model).items():
         new = torch.empty(tuple(sizes.get(name, old.shape)), dtype=old.dtype, device=device or old.device)
         if not old.is_floating_point():

@@ -12,6 +12,7 @@ from pared.surgery.graph import Graph, Space
 from pared.surgery.operate import remove
 from pared.surgery.optimizers import Optimizers
 from pared.surgery.planner import make_plan
+from pared.surgery.prune_masks import plain_view
 from pared.surgery.trace import tensors
 from pared.surgery.whole import keeps_mode
 
@@ -40,7 +41,8 @@ def remove_dead(
     while found:
         found = False
         for space in graph.removable():
-            dead = _removable(graph, model, space, _candidates(graph, model, space))
+            view = plain_view(model)
+            dead = _removable(graph, view, space, _candidates(graph, view, space))
             if dead:
                 gone[space.name] = tuple(sorted((*gone.get(space.name, ()), *(space.kept[entry] for entry in dead))))
                 remove(model, {space.name: dead}, graph=graph, optimizer=optimizer, ema=ema)

@@ -56,5 +56,5 @@ def test_several_targets_are_regressed_in_their_own_units() -> None:
 def test_a_run_too_short_to_shrink_says_so_at_the_users_line() -> None:
     x, y = load_iris(return_X_y=True)
     with pytest.warns(UserWarning, match=r"steps left \d+ of \d+ parameters, more than half; raise epochs") as told:
-        ParedClassifier(**QUICK | {"epochs": 1, "fine_tune": 1}).fit(x, y)
+        ParedClassifier(hidden=(16,), epochs=1, batch_size=16, lr=0.02, fine_tune=1).fit(x, y)
     assert [one.filename for one in told] == [__file__]

@@ -1,6 +1,7 @@
 """Carry a plan out on a model and everything that follows it, whole or not at all."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,9 +113,10 @@ def _draft(plan: Plan, model: nn.Module, take: Taker) -> Draft:
         if name in named:
             _record(draft, name, named[name], new, [], take)
         else:
-            # Created where there was none: it follows the rows of its layer's weight.
-            new = take(new, [item for item in cuts.get(f"{name.removesuffix('bias')}weight", []) if item.axis == 0])
-            frozen = not named[f"{name.removesuffix('bias')}weight"].requires_grad
+            # Created where there was none: it follows the units of its layer's weight.
+            weight, axis = next((item.weight, int(not item.axis)) for item in plan.constants if item.bias == name)
+            new = take(new, [replace(item, axis=0) for item in cuts.get(weight, []) if item.axis == axis])
+            frozen = not named[weight].requires_grad
             draft.biases[name] = nn.Parameter(new, requires_grad=not frozen)
     if view is not model:
         cut_masks(draft, model, view, take)
@@ -181,14 +183,11 @@ def _emitted(item: Constant, weight: Tensor) -> Tensor:
     """What the constants add to every unit of a layer, float64 (units,)."""
     index = torch.tensor(item.index, dtype=torch.long, device=weight.device)
     values = torch.tensor(item.values, dtype=torch.float64, device=weight.device)
-    if item.groups > 1:  # unit r of group g meets the channels of that group only
-        within = weight.shape[1]
-        by_group = values.new_zeros(item.groups * within).index_copy(0, index, values).view(item.groups, within)
-        return (
-            (weight.double().flatten(2).sum(-1).unflatten(0, (item.groups, -1)) * by_group.unsqueeze(1))
-            .sum(-1)
-            .flatten()
-        )
+    if item.groups > 1:  # each unit meets the channels of its group only
+        kernels = weight.double().flatten(2).sum(-1).unflatten(0, (item.groups, -1))
+        size = item.groups * kernels.shape[2 if item.axis else 1]
+        by_group = values.new_zeros(size).index_copy(0, index, values).view(item.groups, -1)
+        return torch.einsum("goi,gi->go" if item.axis else "gio,gi->go", kernels, by_group).flatten()
     columns = weight.index_select(item.axis, index).double()
     if columns.ndim > 2:
         columns = columns.flatten(2).sum(-1)

@@ -1,11 +1,21 @@
 """What operators make of constants: shapes first, then layers with weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pared.surgery.constants import ZERO, Constants, Known, full, handler, rows_with_something
+from pared.surgery.constants import (
+    ZERO,
+    Constants,
+    Known,
+    each_of,
+    full,
+    handler,
+    meets_all,
+    rerun,
+    rows_with_something,
+)
 from pared.surgery.operators import WEIGHTED
 from pared.surgery.rules import squeezed
 from pared.surgery.trace import Step, Value
@@ -19,10 +29,6 @@ def _zeros(constants: Constants, step: Step) -> Known | None:
 @handler("getitem")
 def _getitem(constants: Constants, step: Step) -> Known | None:
     return constants.of(step.out)
-
-
-def _each(known: Known | None, change: Callable[[Tensor], Tensor]) -> Known | None:
-    return None if known is None else Known(change(known.values), change(known.mask))
 
 
 @handler("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as")
@@ -43,7 +49,7 @@ def _reshape(constants: Constants, step: Step) -> Known | None:
             result += [wanted[axis] if varies else 1 for axis in right]
         return tensor.expand(full).reshape(result)
 
-    return _each(known, change)
+    return each_of(known, change)
 
 
 def _groups(shape: Sequence[int], wanted: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -72,18 +78,13 @@ def _permute(constants: Constants, step: Step) -> Known | None:
     if known is None:
         return None
     if step.op == "squeeze":
-        return _each(known, lambda t: full(t, len(source.dims)).squeeze(squeezed(step)))
-    return _each(known, lambda t: _rerun(step, full(t, len(source.dims))))
-
-
-def _rerun(step: Step, tensor: Tensor) -> Tensor:
-    names = [a.name for a in step.target._schema.arguments]
-    return step.target(tensor, *(step.args[name] for name in names[1:]))
+        return each_of(known, lambda t: full(t, len(source.dims)).squeeze(squeezed(step)))
+    return each_of(known, lambda t: rerun(step, full(t, len(source.dims))))
 
 
 @handler("expand", "expand_as", "broadcast_to")
 def _expand(constants: Constants, step: Step) -> Known | None:
-    return _each(constants.of(step["self"]), lambda t: full(t, len(step.out.dims)))
+    return each_of(constants.of(step["self"]), lambda t: full(t, len(step.out.dims)))
 
 
 @handler("repeat_interleave")
@@ -92,7 +93,7 @@ def _repeat_interleave(constants: Constants, step: Step) -> Known | None:
     if known is None or isinstance(repeats, int) or repeats.tensor is None:
         return None
     counts = constants.tensors[repeats.tensor].cpu()
-    return _each(known, lambda t: t.repeat_interleave(counts, dim=step.get("dim") or 0))
+    return each_of(known, lambda t: t.repeat_interleave(counts, dim=step.get("dim") or 0))
 
 
 @handler("masked_fill")
@@ -106,26 +107,29 @@ def _masked_fill(constants: Constants, step: Step) -> Known | None:
     return Known(known.values.masked_fill(filled, value), (known.mask & where.mask) | filled)
 
 
-@handler("cat", "concat", "concatenate")
+@handler("cat", "concat", "concatenate", "stack")
 def _cat(constants: Constants, step: Step) -> Known | None:
-    axis = step["dim"] % len(step.out.dims)
-    parts = [(constants.of(v), v) for v in step["tensors"] if v.shape != (0,)]
     ndim = len(step.out.dims)
+    axis = step["dim"] % ndim
+    parts = [(constants.of(v), v) for v in step["tensors"] if v.shape != (0,)]
     values, masks = [], []
     for known, value in parts:
-        blank = torch.zeros([1] * ndim, dtype=torch.float64)
+        blank = torch.zeros([1] * len(value.dims), dtype=torch.float64)
         known = known or Known(blank, blank.bool())
-        pair = [full(known.values, ndim), full(known.mask, ndim)]
+        pair = [full(known.values, len(value.dims)), full(known.mask, len(value.dims))]
         for into, tensor in zip((values, masks), pair, strict=True):
+            if step.op == "stack":
+                into.append(tensor.unsqueeze(axis))
+                continue
             shape = list(tensor.shape)
             shape[axis] = value.shape[axis]
             into.append(tensor.expand(shape))
-    shape = list(torch.broadcast_shapes(*(t.movedim(axis, 0)[:1].shape for t in values)))
+    shape = list(torch.broadcast_shapes(*(t.movedim(axis, 0)[:1].shape for t in (*values, *masks))))
     values, masks = ([t.movedim(axis, 0).expand(t.shape[axis], *shape[1:]) for t in side] for side in (values, masks))
     return Known(torch.cat(values).movedim(0, axis), torch.cat(masks).movedim(0, axis))
 
 
-@handler("split", "split_with_sizes", "chunk", "unsafe_chunk", "tensor_split")
+@handler("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
 def _split(constants: Constants, step: Step) -> list[Known | None] | None:
     known, axis = constants.of(step["self"]), step["dim"] % len(step["self"].dims)
     if known is None:
@@ -138,12 +142,22 @@ def _split(constants: Constants, step: Step) -> list[Known | None] | None:
     return parts
 
 
+@handler("unbind")
+def _unbind(constants: Constants, step: Step) -> list[Known | None] | None:
+    known, ndim = constants.of(step["self"]), len(step["self"].dims)
+    axis = step["dim"] % ndim
+    if known is None:
+        return None
+    parts = [_part(known, axis, place, 1, ndim) for place in range(len(step.out))]
+    return [each_of(part, lambda t: t.select(axis, 0)) for part in parts]
+
+
 def _part(known: Known, axis: int, start: int, size: int, ndim: int) -> Known | None:
     def change(tensor: Tensor) -> Tensor:
         tensor = full(tensor, ndim)
         return tensor if tensor.shape[axis] == 1 else tensor.narrow(axis, start, size)
 
-    return _each(known, change)
+    return each_of(known, change)
 
 
 @handler("slice", "narrow", "select", "glu")
@@ -163,82 +177,38 @@ def _slice(constants: Constants, step: Step) -> Known | None:
         return None
     size = 1 if step.op == "select" else step.out.shape[axis]
     part = _part(known, axis, step["head"].size, size, ndim)
-    return _each(part, lambda t: t.select(axis, 0)) if step.op == "select" else part
-
-
-@handler("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_avg_pool1d")
-@handler(
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d"
-)
-@handler(
-    "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d", "max_pool2d_with_indices"
-)
-def _pool(constants: Constants, step: Step) -> Known | None:
-    source = step.values()[0]
-    known = constants.of(source)
-    if known is None:
-        return None
-    places = next(int(c) for c in reversed(step.op) if c.isdigit())
-    if any(size != 1 for size in full(known.values, len(source.dims)).shape[-places:]):
-        return None
-    if step.op.startswith("avg") and _padded(step) and step.get("count_include_pad", True):
-        return Known(known.values, known.mask & (known.values == 0))
-    return known
-
-
-def _padded(step: Step) -> bool:
-    padding = step.get("padding", 0)
-    if isinstance(padding, str):
-        return padding != "valid"
-    return any(padding) if isinstance(padding, list | tuple) else bool(padding)
-
-
-@handler("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
-def _pad(constants: Constants, step: Step) -> Known | None:
-    known = constants.of(step["self"])
-    if known is None:
-        return None
-    if step.op not in ("pad", "constant_pad_nd") or step.get("mode", "constant") != "constant":
-        return known
-    filler = step.get("value") or 0.0
-    return Known(known.values, known.mask & (known.values == filler))
-
-
-@handler("mean", "amax", "amin")
-def _mean(constants: Constants, step: Step) -> Known | None:
-    known, source = constants.of(step["self"]), step["self"]
-    if known is None or step.get("dim") is None:
-        return None
-    ndim = len(source.dims)
-    axes = sorted({axis % ndim for axis in step["dim"]})
-    if any(full(known.values, ndim).shape[axis] != 1 for axis in axes):
-        return None
-    if step.get("keepdim", False):
-        return known
-    return _each(known, lambda t: full(t, ndim).squeeze(axes))
+    return each_of(part, lambda t: t.select(axis, 0)) if step.op == "select" else part
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-@handler(*WEIGHTED)
+@handler(*WEIGHTED, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def _layer(constants: Constants, step: Step) -> Known | None:
     weight_value, x, bias_value = _parts(step)
     weight, bias = constants.weight(weight_value), constants.weight(bias_value)
     if weight is None or (bias_value is not None and (bias is None or bias.ndim != 1)):
         return None
-    return _linear(constants, step, x, weight.t() if step.op == "addmm" else weight, bias)
+    if "transpose" in step.op:
+        weight = _upright(weight, step.out.shape[1 - weight.ndim])
+    return weighted(constants, step, x, weight.t() if step.op == "addmm" else weight, bias)
 
 
-def _linear(constants: Constants, step: Step, x: Value, weight: Tensor, bias: Tensor | None) -> Known | None:
+def _upright(weight: Tensor, count: int) -> Tensor:
+    """The weight of a transposed convolution to `count` channels as that of a plain one: (out, in / groups, ...)."""
+    by_group = weight.unflatten(0, (count // weight.shape[1], -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
+
+
+def weighted(constants: Constants, step: Step, x: Value, weight: Tensor, bias: Tensor | None) -> Known | None:
     """A unit whose weights, a row of `weight`, are zero, or meet constants only, gives a constant."""
-    axis = 1 if step.op.startswith("conv") else len(step.out.dims) - 1
+    axis = len(step.out.dims) - (weight.ndim - 1 if step.op.startswith("conv") else 1)
     rows = constants.gone(step.out.dims[axis])
     if not len(rows):
         return None
     count = step.out.dims[axis].size
     entries, mask = constants.along(x, axis)
-    if _padded(step):
+    if step.op.startswith("conv") and not meets_all(step, weight.shape):
         mask = mask & (entries == 0)
     lost = len(rows)
     per_group = count * weight.shape[1] // len(entries)  # of the groups there are now, which may have left one by one
@@ -376,14 +346,3 @@ def _spread(known: Known, step: Step) -> Known:
         return tensor if tensor.shape[-3] == 1 else tensor.repeat_interleave(many // few, dim=-3)
 
     return Known(change(known.values), change(known.mask))
-
-
-@handler("matmul", "bmm", "mm")
-def _matmul(constants: Constants, step: Step) -> Known | None:
-    """Attention weights on a constant, or a product with a raw parameter."""
-    x, other = step["self"], step.get("other", step.get("mat2"))
-    if id(x) in constants.rows_sum_to_one:
-        known = constants.of(other)
-        return known if known is not None and full(known.values, len(other.dims)).shape[-2] == 1 else None
-    weight = constants.weight(other) if len(other.dims) == 2 and len(x.dims) > 1 else None
-    return _linear(constants, step, x, weight.t(), None) if weight is not None else None

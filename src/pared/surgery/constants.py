@@ -296,9 +296,47 @@ def full(tensor: Tensor, ndim: int) -> Tensor:
     return tensor.reshape((1,) * (ndim - tensor.ndim) + tuple(tensor.shape))
 
 
+def each_of(known: Known | None, change: Callable[[Tensor], Tensor]) -> Known | None:
+    """Return what is known after the same `change` of values and mask."""
+    return None if known is None else Known(change(known.values), change(known.mask))
+
+
+def rerun(step: Step, tensor: Tensor) -> Any:
+    """Return what the step gives for `tensor` in the place of its first argument, all else as it is."""
+    others = step.target._schema.arguments[1:]
+    given = {a.name: step.args[a.name] for a in others if a.name in step.args}
+    named = {a.name: given.pop(a.name) for a in others if a.kwarg_only and a.name in given}
+    if named.get("dtype") is not None:
+        named["dtype"] = torch.float64
+    return step.target(tensor.clone() if step.inplace else tensor, *given.values(), **named)
+
+
 def rows_with_something(weight: Tensor) -> Tensor:
     """Return which rows of a tensor have an entry that is not zero, (rows,)."""
     flat = weight.flatten(1)
     if not flat.shape[1]:
         return torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     return flat.abs().amax(1) != 0  # several times as fast as `(flat != 0).any(1)`
+
+
+def meets_all(step: Step, kernel: Sequence[int]) -> bool:
+    """Tell whether every place that a layer gives meets its whole kernel, as nothing is filled in: a constant stays one.
+
+    `kernel` is the shape of the weight. A transposed convolution reaches its places unequally, at the edges and where its
+    stride is more than 1, unless that is cut off.
+    """
+    padding = step.get("padding", 0)
+    if isinstance(padding, str):
+        return padding == "valid"
+    if "transpose" not in step.op:
+        return not any(each(padding, 1))
+    places = len(kernel) - 2
+    sides = zip(each(padding, places), each(step["dilation"], places), kernel[2:], strict=True)
+    whole = all(cut >= wide * (size - 1) for cut, wide, size in sides)
+    return whole and set(each(step["stride"], places)) == {1} and not any(each(step["output_padding"], places))
+
+
+def each(item: Any, count: int) -> list[int]:
+    """Return a number for each of `count` axes, given as one or as a list."""
+    numbers = list(item) if isinstance(item, list | tuple) else [item]
+    return numbers * count if len(numbers) == 1 else numbers

@@ -203,7 +203,8 @@ class Builder:
 
     def consume(self, step: Step, operand: Value, axis: int, weight: Any = None, weight_axis: int = 1) -> None:
         """Note a sum over `axis` of `operand`."""
-        axis, weight_axis = axis % len(operand.dims), weight_axis % len(weight.dims)
+        axis = axis % len(operand.dims)
+        weight_axis = weight_axis % len(weight.dims) if weight is not None else weight_axis
         self.consumers.append(Consumer(step, operand, axis, weight, weight_axis))
 
     def run(self, example: Example) -> None:

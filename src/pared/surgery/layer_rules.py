@@ -1,5 +1,6 @@
 """How operators with weights tie axes: linear maps, convolutions, norms, attention, recurrent layers."""
 
+from string import ascii_letters
 from typing import Any
 
 from pared.surgery.axes import Dim, freeze, leaves, product, total, unify
@@ -139,48 +140,79 @@ def _prelu(tracer: Tracer, step: Step) -> Dims:
 # --- products -------------------------------------------------------------------------------------------------------
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
 def _matmul(tracer: Tracer, step: Step) -> Dims:
     one, two = step["self"], step.get("other", step.get("mat2", step.get("vec", step.get("tensor"))))
-    axis = -1 if len(two.dims) == 1 else -2
+    axis = -1 if len(two.dims) == 1 or step.op == "inner" else -2
     unify(one.dims[-1], two.dims[axis])
-    tracer.consume(step, one, -1, two, axis)
-    tracer.consume(step, two, axis, one, -1)
+    _sum(tracer, step, [(one, -1), (two, axis)])
+    if step.op == "inner":
+        return (*one.dims[:-1], *two.dims[:-1])
     tail = (*one.dims[-2:-1], *(two.dims[-1:] if len(two.dims) > 1 else ()))
     head = broadcast([one.dims[:-2], two.dims[:-2]], step.shapes[: len(step.shapes) - len(tail)])
     return (*head, *tail)
 
 
+def _sum(tracer: Tracer, step: Step, factors: list[tuple[Value, int]]) -> None:
+    """Say that the step sums up products of entries of these factors, each along an axis.
+
+    It is enough that one factor is zero. A parameter is no one's unit beside what it multiplies.
+    """
+    moving = [factor for factor in factors if factor[0].tensor is None] or factors
+    for value, axis in moving:
+        others = [factor for factor in factors if factor[0] is not value or factor[1] != axis]
+        others.sort(key=lambda factor: factor[0].tensor is None)
+        weight, weight_axis = others[0] if others else (None, 0)
+        tracer.consume(step, value, axis, weight, weight_axis)
+
+
 @rule("einsum")
 def _einsum(tracer: Tracer, step: Step) -> Dims:
-    equation = step["equation"].replace(" ", "")
-    if "." in equation or "->" not in equation:
+    letters = letters_of(step)
+    if letters is None:
         return refuse(step)
-    given, wanted = equation.split("->")
+    given, wanted = letters
     met: dict[str, Dim] = {}
-    operands: list[Value] = step["tensors"]
-    for letters, value in zip(given.split(","), operands, strict=True):
-        if len(set(letters)) < len(letters):
-            return refuse(step)
-        for letter, dim in zip(letters, value.dims, strict=True):
-            unify(met.setdefault(letter, dim), dim)
-    for letters, value in zip(given.split(","), operands, strict=True):
-        others = [other for other in operands if other is not value]
-        for place, letter in enumerate(letters):
-            if letter not in wanted and len(others) == 1 and letter in given.replace(letters, "", 1):
-                names = given.split(",")[operands.index(others[0])]
-                tracer.consume(step, value, place, others[0], names.index(letter))
-            elif letter not in wanted:
-                freeze(value.dims[place], f"{step.where()} sums over it")
-    return tuple(met[letter] for letter in wanted)
+    where: dict[str, list[tuple[Value, int]]] = {}
+    for names, value in zip(given, step["tensors"], strict=True):
+        for place, (letter, dim) in enumerate(zip(names, value.dims, strict=True)):
+            if dim.size != 1:
+                unify(met.setdefault(letter, dim), dim)
+                where.setdefault(letter, []).append((value, place))
+    for letter, factors in where.items():
+        if letter not in wanted:
+            _sum(tracer, step, factors)
+    return tuple(met.get(letter) or Dim(1) for letter in wanted)
+
+
+def letters_of(step: Step) -> tuple[list[str], str] | None:
+    """Return a letter for each axis of each operand of an `einsum`, and those of its result; axes under "..." have their own.
+
+    None where an operand has a letter twice.
+    """
+    equation, operands = step["equation"].replace(" ", ""), step["tensors"]
+    terms, arrow, wanted = equation.partition("->")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    counts = [
+        len(value.dims) - len(term.replace("...", "")) for term, value in zip(terms.split(","), operands, strict=True)
+    ]
+    dots = "".join(free[: max(counts, default=0)])
+    given = [
+        term.replace("...", dots[len(dots) - count :]) for term, count in zip(terms.split(","), counts, strict=True)
+    ]
+    if any(len(set(term)) < len(term) for term in given):
+        return None
+    if not arrow:
+        once = sorted(letter for letter in set(terms) - set(".,") if terms.count(letter) == 1)
+        wanted = "..." * ("..." in terms) + "".join(once)
+    return given, wanted.replace("...", dots)
 
 
 @rule("baddbmm")
 def _baddbmm(tracer: Tracer, step: Step) -> Dims:
     one, two = step["batch1"], step["batch2"]
     unify(one.dims[2], two.dims[1])
-    tracer.consume(step, one, 2, two, 1)
-    tracer.consume(step, two, 1, one, 2)
+    _sum(tracer, step, [(one, 2), (two, 1)])
     batch = broadcast([one.dims[:1], two.dims[:1]], step.shapes[:1])
     return broadcast([step["self"].dims, (*batch, one.dims[1], two.dims[2])], step.shapes)
 

@@ -41,7 +41,8 @@ FIXES_ZERO = _names(
     ceil round trunc to _to_copy clone contiguous alias detach dropout feature_dropout native_dropout float double half
     bfloat16 view reshape _unsafe_view flatten unflatten permute transpose t squeeze unsqueeze split split_with_sizes
     chunk slice select unbind avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d adaptive_avg_pool1d
-    adaptive_avg_pool2d adaptive_avg_pool3d max_pool2d_with_indices mean
+    adaptive_avg_pool2d adaptive_avg_pool3d mean sum amax amin expand movedim unbind repeat
+    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
     """
 )
 

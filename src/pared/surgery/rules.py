@@ -171,9 +171,8 @@ def _expand(tracer: Tracer, step: Step) -> Dims:
     dims = step["self"].dims
     padded = (*(Dim(1) for _ in range(len(step.shapes) - len(dims))), *dims)
     copied = "its entries are copies of one another"
-    return tuple(
-        dim if dim.size == size else Dim(size, fixed=copied) for dim, size in zip(padded, step.shapes, strict=True)
-    )
+    like = step["other"].dims if step.op == "expand_as" else [Dim(size, fixed=copied) for size in step.shapes]
+    return tuple(dim if dim.size == new.size else new for dim, new in zip(padded, like, strict=True))
 
 
 @rule("repeat", "tile")

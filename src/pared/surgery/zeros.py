@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pared.errors import SurgeryError
 from pared.surgery.apply import bare
-from pared.surgery.axes import positions
+from pared.surgery.axes import Dim, Kind, find, product
 from pared.surgery.graph import Graph, Space
 from pared.surgery.operate import remove
 from pared.surgery.optimizers import Optimizers
@@ -59,20 +59,46 @@ def _candidates(graph: Graph, model: nn.Module, space: Space) -> list[int]:
 
 
 def _zeros(graph: Graph, model: nn.Module, space: Space) -> Iterator[Tensor]:
-    """Yield, of each parameter but biases that a space is an axis of, where it is 0: (units,)."""
+    """Yield where every parameter but biases, and every buffer that is a factor, is 0 for a unit: (units,)."""
     held = tensors(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    factors = {value.tensor for step in graph.program.steps if step.op == "mul" for value in step.values()}
     for slot in space.slots:
         value, weight = graph.program.tensors[slot.tensor], held.get(slot.tensor)
-        if weight is None or slot.tensor not in parameters or slot.tensor.rpartition(".")[2].startswith("bias"):
+        counts = slot.tensor in parameters or value.tensor in factors
+        if weight is None or not counts or slot.tensor.rpartition(".")[2].startswith("bias"):
             continue
-        zero = (
-            (weight == 0.0).movedim(slot.axis, 0).flatten(1).all(1).cpu() if weight.ndim > 1 else (weight == 0.0).cpu()
-        )
-        dim = value.dims[slot.axis]
-        if len(zero) != space.size:
-            zero = torch.stack([zero[positions(dim, {space.dim: [entry]})].all() for entry in range(space.size)])
+        zero = weight == 0.0
+        if weight.ndim > 1:
+            zero = zero.movedim(slot.axis, 0).flatten(1).all(1)
+        yield from _by_unit(zero.cpu(), value.dims[slot.axis], space.dim)
+
+
+def _by_unit(zero: Tensor, dim: Dim, units: Dim) -> Iterator[Tensor]:
+    """Yield, for each place where `units` occur in `dim`, of which of them all entries are `zero`: (units,).
+
+    Each place counts alone: a unit is cut off from a concatenation, or loses its value in attention, whatever the rest does.
+    """
+    dim = find(dim)
+    if dim is units:
         yield zero
+    elif dim.kind is Kind.SUM:
+        for part, piece in zip(dim.parts, zero.split([part.size for part in dim.parts]), strict=True):
+            yield from _by_unit(piece, part, units)
+    elif dim.kind is Kind.RAGGED:
+        pieces = zero.split(list(dim.blocks))
+        yield from _by_unit(torch.stack([piece.all() for piece in pieces]), dim.parts[0], units)
+    elif dim.kind is Kind.PRODUCT:
+        added = next((place for place, part in enumerate(dim.parts) if find(part).kind is Kind.SUM), None)
+        whole = zero.reshape([part.size for part in dim.parts])
+        if added is not None:  # queries, keys and values, each with these units
+            parts = find(dim.parts[added]).parts
+            for part, piece in zip(parts, whole.split([part.size for part in parts], added), strict=True):
+                factors = (*dim.parts[:added], part, *dim.parts[added + 1 :])
+                yield from _by_unit(piece.flatten(), product(factors), units)
+            return
+        for place, part in enumerate(dim.parts):
+            yield from _by_unit(whole.movedim(place, 0).flatten(1).all(1), part, units)
 
 
 def _removable(

@@ -143,6 +143,7 @@ def test_one_batch_an_epoch_is_enough(size: int) -> None:
     _shrunk(network(), loader(size))
 
 
+@pytest.mark.filterwarnings("ignore:.* steps left .* more than half")
 def test_estimators_take_fewer_rows_than_a_batch_and_batches_of_one() -> None:
     for size, rows in ((64, 9), (1, 9), (8, 9)):
         fitted = pared.ParedClassifier(hidden=(4,), epochs=2, batch_size=size, fine_tune=1).fit(X[:rows], Y[:rows])
